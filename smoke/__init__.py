@@ -1,0 +1,1 @@
+"""Running an image the way production would, and judging what it did."""

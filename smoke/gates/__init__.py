@@ -1,0 +1,1 @@
+"""Gates: each one a pure function in one file that turns evidence into findings."""
