@@ -1,1 +1,1 @@
-"""Where blobs and index entries are kept; every backend speaks `engines.store.protocol.Store`."""
+"""Where plans, images and snapshots lie: one small protocol, one module for each kind of place."""

@@ -11,6 +11,24 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from planyard.core.matrix_fields import (
+    BuildArgument,
+    Commit,
+    CudaMinor,
+    DebianPackage,
+    DriverBranch,
+    HttpsUrl,
+    HubRepository,
+    InputShape,
+    PathInImage,
+    PinnedPackage,
+    PythonMinor,
+    RegistryReference,
+    S3Url,
+    Shape,
+    Sm,
+    Stage,
+)
 from planyard.core.units import ByteSize
 
 MATRIX_SCHEMA = 1
@@ -33,16 +51,14 @@ Digest = Annotated[
 RelativePath = Annotated[
     str,
     Meta(
-        pattern=r"^[^/\\\x00-\x1f][^\\\x00-\x1f]*$",
-        description="a path below the folder of matrix.yaml",
+        pattern=r"^(?!(?:.*/)?\.\.(?:/|$))[^/\\\x00-\x1f][^\\\x00-\x1f]*$",
+        description="a relative path, with / between its parts and no '..' among them",
     ),
 ]
-Dimension = Annotated[int, Meta(ge=1, le=1 << 20)]
-Shape = Annotated[tuple[Dimension, ...], Meta(min_length=0, max_length=8)]
 CellPattern = Annotated[
-    str, Meta(min_length=1, description="fnmatch over image/model/profile/precision/gpu")
+    str, Meta(min_length=1, description="a pattern over image/model/profile/precision/gpu")
 ]
-Reason = Annotated[str, Meta(min_length=8, description="why, in words; shown to everyone")]
+Reason = Annotated[str, Meta(min_length=8, description="a reason in words; shown to everyone")]
 Backend = Literal["tensorrt-rtx", "tensorrt", "onnxruntime-cpu", "onnxruntime-cuda"]
 Precision = Literal["fp32", "fp16"]
 DType = Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"]
@@ -65,20 +81,20 @@ class OnnxRuntimePin(_Part, frozen=True, kw_only=True):
 class Pins(_Part, frozen=True, kw_only=True):
     """Versions that must agree with each other; contradictions are refused before any build."""
 
-    driver: Annotated[str, Meta(pattern=r"^[0-9]{3}$", description='driver branch, like "580"')]
-    cuda: Annotated[str, Meta(pattern=r"^[0-9]+\.[0-9]+$", description='CUDA minor, like "13.0"')]
+    driver: DriverBranch
+    cuda: CudaMinor
     cudnn: Version
     onnxruntime: OnnxRuntimePin
     tensorrt: Version
     tensorrt_rtx: Version
-    python: Annotated[str, Meta(pattern=r"^3\.[0-9]+$", description='Python minor, like "3.11"')]
+    python: PythonMinor
 
 
 class DebianBase(_Part, frozen=True, kw_only=True):
     """A root file system bootstrapped by mmdebstrap from a package list."""
 
     release: Name
-    packages: Annotated[tuple[Name, ...], Meta(min_length=1)]
+    packages: Annotated[tuple[DebianPackage, ...], Meta(min_length=1)]
     remove: tuple[str, ...] = ()
     """fnmatch patterns of paths that are left out of the root, like `usr/share/man/*`."""
 
@@ -87,16 +103,7 @@ class Base(_Part, frozen=True, kw_only=True):
     """Where an image starts: exactly one of `debian` or `registry`."""
 
     debian: DebianBase | None = None
-    registry: (
-        Annotated[
-            str,
-            Meta(
-                pattern=r"^[a-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$",
-                description="a reference pinned by digest: host/name@sha256:…",
-            ),
-        ]
-        | None
-    ) = None
+    registry: RegistryReference | None = None
 
 
 class Budget(_Part, frozen=True, kw_only=True):
@@ -113,7 +120,7 @@ class Budget(_Part, frozen=True, kw_only=True):
 class SmokeLimits(_Part, frozen=True, kw_only=True):
     """Limits of the container an image is smoked in, and how many requests it answers."""
 
-    memory: ByteSize = ByteSize(4 * 2**30)
+    memory: ByteSize = msgspec.field(default_factory=lambda: ByteSize(4 * 2**30))
     timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 600
     requests: Annotated[int, Meta(ge=1, le=100_000)] = 3
 
@@ -125,38 +132,34 @@ class Image(_Part, frozen=True, kw_only=True):
     base: Name | None = None
     dockerfile: RelativePath = "images/Dockerfile"
     context: RelativePath = "images"
-    target: str | None = None
+    target: Stage | None = None
     """The Dockerfile stage; the image's own name when left out."""
-    compiler: str | None = None
+    compiler: Stage | None = None
     """The stage that compiles this image's plans; needs a plan backend."""
     lock: RelativePath | None = None
     """pip requirements with hashes for `target`; fetched outside, mounted at /wheels."""
     compiler_lock: RelativePath | None = None
-    build_args: dict[str, str] = {}
+    build_args: dict[BuildArgument, str] = {}
     network: Literal["none", "host"] = "none"
     budget: Budget = Budget()
     lazy_libraries: tuple[str, ...] = ()
     """Libraries that the program opens at run time; they must be in the image too."""
-    python: str = "/usr/bin/python3"
+    python: PathInImage = "/usr/bin/python3"
     """The interpreter inside the image that runs the smoke script."""
 
 
 class WheelSource(_Part, frozen=True, kw_only=True):
     """A member of a wheel on the Python package index."""
 
-    package: Annotated[
-        str, Meta(pattern=r"^[A-Za-z0-9._-]+==[0-9][A-Za-z0-9.]*$", description="name==version")
-    ]
+    package: PinnedPackage
     member: RelativePath
 
 
 class HuggingFaceSource(_Part, frozen=True, kw_only=True):
     """A file on the Hugging Face Hub at a commit."""
 
-    repository: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*$")]
-    revision: Annotated[
-        str, Meta(pattern=r"^[0-9a-f]{40}$", description="a commit: 40 hex digits, not a branch")
-    ]
+    repository: HubRepository
+    revision: Commit
     file: RelativePath
 
 
@@ -173,8 +176,8 @@ class Source(_Part, frozen=True, kw_only=True):
 
     file: RelativePath | None = None
     wheel: WheelSource | None = None
-    https: Annotated[str, Meta(pattern=r"^https://[^\s]+$")] | None = None
-    s3: Annotated[str, Meta(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s]+$")] | None = None
+    https: HttpsUrl | None = None
+    s3: S3Url | None = None
     huggingface: HuggingFaceSource | None = None
     generator: GeneratorSource | None = None
 
@@ -183,7 +186,7 @@ class TensorSpec(_Part, frozen=True, kw_only=True):
     """An input of a model: `shape` names its dynamic dimensions and numbers the fixed ones."""
 
     dtype: DType
-    shape: tuple[Dimension | Name, ...]
+    shape: InputShape
 
 
 class ShapeRange(_Part, frozen=True, kw_only=True):
@@ -216,7 +219,7 @@ class Model(_Part, frozen=True, kw_only=True):
 class Gpu(_Part, frozen=True, kw_only=True):
     """A place to run: a GPU by its SM, or `cpu` with no SM."""
 
-    sm: Annotated[int, Meta(ge=50, le=200)] | None = None
+    sm: Sm | None = None
     backends: Annotated[tuple[Backend, ...], Meta(min_length=1)]
     runs_on: tuple[str, ...] = ()
 
@@ -232,9 +235,9 @@ class Drop(_Part, frozen=True, kw_only=True):
 class Compile(_Part, frozen=True, kw_only=True):
     """How plans are compiled; every field is part of a plan's recipe but the limits."""
 
-    memory: ByteSize = ByteSize(12 * 2**30)
+    memory: ByteSize = msgspec.field(default_factory=lambda: ByteSize(12 * 2**30))
     timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 3600
-    workspace: ByteSize = ByteSize(2 * 2**30)
+    workspace: ByteSize = msgspec.field(default_factory=lambda: ByteSize(2 * 2**30))
     optimization_level: Annotated[int, Meta(ge=0, le=5)] | None = None
 
 
@@ -260,6 +263,6 @@ class Matrix(_Part, frozen=True, kw_only=True):
     precisions: Annotated[tuple[Precision, ...], Meta(min_length=1)]
     gpus: Annotated[dict[Name, Gpu], Meta(min_length=1)]
     drop: tuple[Drop, ...] = ()
-    compile: Compile = Compile()
-    smoke: SmokeLimits = SmokeLimits()
+    compile: Compile = msgspec.field(default_factory=Compile)
+    smoke: SmokeLimits = msgspec.field(default_factory=SmokeLimits)
     gates: Gates = Gates()

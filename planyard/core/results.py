@@ -42,6 +42,8 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     unpacked_bytes: int
     layers: tuple[Layer, ...]
     base: tuple[Package, ...] = ()
+    findings: tuple[Finding, ...] = ()
+    """What is wrong with its contents, whatever the matrix allows it to weigh."""
 
 
 class Package(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,0 +1,263 @@
+"""An image from its recipe: found in the store, or built, put in normal form and stored.
+
+The recipe is everything an image is made from; its digest is a label of the image. The image's
+identity is the digest of its OCI manifest. The build has no network; what it needs is staged.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from builders.base import ResolvedBase
+from builders.closure import Contents, check_closure
+from builders.dockerfile import stage_text
+from builders.oci import StoredImage, store_image
+from builders.wheels import Requirement, Wheel, read_lock
+from builders.workspace import Workspace
+from engines import index
+from planyard.core.digest import digest_of_value, short
+from planyard.core.errors import ImageBuildError, InputError
+from planyard.core.findings import Finding
+from planyard.core.matrix import Image, Matrix
+from planyard.core.results import ImageRecord
+from planyard.edge import files
+from planyard.edge.docker import Engine
+
+RECIPE_LABEL = "io.planyard.recipe"
+_TITLE_LABEL = "org.opencontainers.image.title"
+_NORMAL_FORM = 1  # raised when layers.py or oci.py change the bytes they write
+
+
+class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True):
+    """All inputs of an image. Paths are relative to the build context."""
+
+    stages: str
+    target: str
+    files: dict[str, str]
+    wheels: tuple[Requirement, ...]
+    base: str
+    build_args: dict[str, str]
+    network: str
+    epoch_seconds: int
+    normal_form: int = _NORMAL_FORM
+
+    @property
+    def digest(self) -> str:
+        """The digest of the recipe."""
+        return digest_of_value(msgspec.to_builtins(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageOrder:
+    """An image to make: what the matrix says, resolved against files and bases.
+
+    `name` is the image's own, or that of the compiler stage that belongs to it.
+    """
+
+    name: str
+    spec: Image
+    recipe: ImageRecipe
+    base: ResolvedBase | None
+    python: str
+
+
+def order_image(
+    name: str, spec: Image, *, matrix: Matrix, workspace: Workspace, compiler: bool = False
+) -> ImageOrder:
+    """Resolve what an image (or its compiler stage) is made from; bootstraps its base if needed."""
+    target = (spec.compiler if compiler else spec.target) or name
+    lock = spec.compiler_lock if compiler else spec.lock
+    dockerfile = _read(workspace.root, spec.dockerfile)
+    base, base_digest = _resolve_base(spec, matrix=matrix, workspace=workspace)
+    recipe = ImageRecipe(
+        stages=stage_text(dockerfile, target=target, name=spec.dockerfile),
+        target=target,
+        files=context_digests(workspace.root / spec.context),
+        wheels=read_lock(_read(workspace.root, lock), name=lock) if lock else (),
+        base=base_digest,
+        build_args=spec.build_args,
+        network=spec.network,
+        epoch_seconds=workspace.epoch_seconds,
+    )
+    title = target if compiler else name
+    return ImageOrder(name=title, spec=spec, recipe=recipe, base=base, python=matrix.pins.python)
+
+
+def make_image(order: ImageOrder, *, workspace: Workspace) -> tuple[ImageRecord, bool]:
+    """The image of an order, from the store or built now; says whether it was built."""
+    stored = index.image_of_recipe(workspace.store, order.recipe.digest)
+    if stored is not None:
+        return stored, False
+    wheels = _fetch_wheels(order, workspace=workspace)
+    engine = workspace.engine()
+    _import_base(order, engine=engine, workspace=workspace)
+    with files.scratch_folder(workspace.scratch, prefix="image-") as scratch:
+        with workspace.console.step(f"build image {order.name}") as now:
+            identifier = _build(
+                order, wheels, workspace=workspace, scratch=scratch, on_line=now.update
+            )
+        with workspace.console.step(f"store image {order.name}"):
+            try:
+                record = _store(order, identifier, workspace=workspace, scratch=scratch)
+            finally:
+                engine.remove_image(identifier)
+    index.put_image(workspace.store, record)
+    return record, True
+
+
+def load_image(record: ImageRecord, *, workspace: Workspace) -> str:
+    """The engine's reference of a stored image, loaded from the store when it is not there."""
+    engine = workspace.engine()
+    tag = f"planyard/{record.name}:{short(record.digest)}"
+    if not engine.has_image(tag):
+        layout = workspace.store.publish_image_layout(record.digest)
+        with workspace.console.step(f"load image {record.name} into the engine"):
+            engine.load_layout(layout, tag=tag)
+    return tag
+
+
+def context_digests(context: Path) -> dict[str, str]:
+    """The digest of each file of a build context, as .dockerignore lets it in."""
+    from docker.utils.build import exclude_paths
+
+    if not context.is_dir():
+        raise InputError([f"{context}: the build context is not a folder"])
+    ignore = context / ".dockerignore"
+    patterns = ignore.read_text().splitlines() if ignore.exists() else []
+    patterns = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
+    found = {}
+    for name in sorted(exclude_paths(str(context), patterns)):
+        path = context / name
+        if path.is_symlink():
+            found[name] = digest_of_value({"link": str(path.readlink())})
+        elif path.is_file():
+            executable = bool(path.stat().st_mode & 0o100)
+            found[name] = files.digest_of_file(path) + ("+x" if executable else "")
+    return found
+
+
+def _resolve_base(
+    spec: Image, *, matrix: Matrix, workspace: Workspace
+) -> tuple[ResolvedBase | None, str]:
+    if spec.base is None:
+        return None, ""
+    base = matrix.bases[spec.base]
+    if base.debian is None:
+        return None, base.registry or ""
+    found = workspace.bases.find(base.debian)
+    if found is None:
+        workspace.engine()  # installs mmdebstrap where it is missing
+        with workspace.console.step(f"bootstrap base {spec.base}") as now:
+            found = workspace.bases.bootstrap(base.debian, report=now.update)
+    return found, found.digest
+
+
+def _fetch_wheels(order: ImageOrder, *, workspace: Workspace) -> tuple[Wheel, ...]:
+    wanted = order.recipe.wheels
+    if not wanted:
+        return ()
+    found = workspace.wheels.find(wanted, python=order.python)
+    if found is None:
+        with workspace.console.step(f"fetch {len(wanted)} wheels for {order.name}") as now:
+            found = workspace.wheels.fetch(wanted, python=order.python, report=now.update)
+    return found
+
+
+def _import_base(order: ImageOrder, *, engine: Engine, workspace: Workspace) -> None:
+    if order.base and not engine.has_image(order.base.tag):
+        engine.import_root(workspace.bases.tar_path(order.base), tag=order.base.tag)
+
+
+def _build(
+    order: ImageOrder,
+    wheels: tuple[Wheel, ...],
+    *,
+    workspace: Workspace,
+    scratch: Path,
+    on_line: Callable[[str], None],
+) -> str:
+    """Run the build and return the identifier of what it made."""
+    context = workspace.root / order.spec.context
+    dockerfile = workspace.root / order.spec.dockerfile
+    if wheels:
+        staged = scratch / "context"
+        _copy_context(context, staged, names=order.recipe.files)
+        workspace.wheels.stage(wheels, staged / "wheels")
+        context = staged
+    identifier = scratch / "image-id"
+    recipe = order.recipe
+    args = ["--file", str(dockerfile), "--target", recipe.target, "--iidfile", str(identifier)]
+    args += ["--network", recipe.network, "--label", f"{RECIPE_LABEL}={recipe.digest}"]
+    args += ["--label", f"{_TITLE_LABEL}={order.name}"]
+    arguments = dict(recipe.build_args)
+    if recipe.base:
+        arguments["BASE"] = order.base.tag if order.base else recipe.base
+    for key, value in arguments.items():
+        args += ["--build-arg", f"{key}={value}"]
+    workspace.engine().build([*args, str(context)], on_line=on_line)
+    return identifier.read_text().strip()
+
+
+def _copy_context(context: Path, staged: Path, *, names: dict[str, str]) -> None:
+    """Lay the files a build may see beside its wheels; nothing else travels."""
+    staged.mkdir()
+    for name in names:
+        target = staged / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(context / name, target, follow_symlinks=False)
+
+
+def _store(
+    order: ImageOrder, identifier: str, *, workspace: Workspace, scratch: Path
+) -> ImageRecord:
+    saved = scratch / "saved.tar"
+    workspace.engine().save(identifier, saved)
+    contents = Contents()
+    stored = store_image(
+        saved,
+        store=workspace.store,
+        scratch=scratch,
+        epoch_seconds=workspace.epoch_seconds,
+        visit=contents.add_layer,
+    )
+    _refuse_incomplete(order, stored, contents)
+    return ImageRecord(
+        name=order.name,
+        digest=stored.digest,
+        recipe=order.recipe.digest,
+        pull_bytes=stored.pull_bytes,
+        unpacked_bytes=stored.unpacked_bytes,
+        layers=stored.layers,
+        base=order.base.packages if order.base else (),
+        findings=_closure_findings(order, stored, contents),
+    )
+
+
+def _closure_findings(
+    order: ImageOrder, stored: StoredImage, contents: Contents
+) -> tuple[Finding, ...]:
+    variables = stored.config["config"].get("Env", [])
+    return check_closure(
+        contents,
+        image=order.name,
+        environment=dict(entry.split("=", 1) for entry in variables),
+        lazy_libraries=order.spec.lazy_libraries if order.name != order.spec.compiler else (),
+    )
+
+
+def _refuse_incomplete(order: ImageOrder, stored: StoredImage, contents: Contents) -> None:
+    if not stored.layers or not contents.paths:
+        raise ImageBuildError(f"the build of {order.name} made an image without files")
+
+
+def _read(root: Path, name: str) -> str:
+    path = root / name
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError([f"{name}: cannot be read: {error}"]) from error

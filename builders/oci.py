@@ -1,0 +1,201 @@
+"""From a built image to an OCI layout in the store, whose manifest digest is the image's identity.
+
+`docker save` gives the layers as every engine has them; they are rewritten in normal form
+(`layers.py`), compressed the same way everywhere (`parallel_gzip.py`), and named by a manifest
+with nothing in it that depends on when or where the image was built.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any, BinaryIO, cast
+
+import msgspec
+
+from builders.layers import LayerContents, rewrite_layer
+from builders.parallel_gzip import ParallelGzip
+from engines.store.protocol import Store
+from planyard.core.digest import canonical_json, digest_of_bytes
+from planyard.core.results import Layer
+
+MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
+_CONFIG_TYPE = "application/vnd.oci.image.config.v1+json"
+_LAYER_TYPE = "application/vnd.oci.image.layer.v1.tar+gzip"
+# What a runtime acts on. Engines add fields of their own, which differ between versions.
+_CONFIG_FIELDS = (
+    "User",
+    "ExposedPorts",
+    "Env",
+    "Entrypoint",
+    "Cmd",
+    "Volumes",
+    "WorkingDir",
+    "Labels",
+    "StopSignal",
+    "Healthcheck",
+)
+Visit = Callable[[IO[bytes]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredImage:
+    """An image in the store: its manifest's digest, its weight and its layers."""
+
+    digest: str
+    config: dict[str, Any]
+    layers: tuple[Layer, ...]
+    pull_bytes: int
+
+    @property
+    def unpacked_bytes(self) -> int:
+        """All regular files of all layers."""
+        return sum(layer.unpacked_bytes for layer in self.layers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedImage:
+    """The parts of a docker archive: the configuration, and how to open each layer."""
+
+    config: dict[str, Any]
+    layer_names: tuple[str, ...]
+    archive: tarfile.TarFile
+
+    def open_layer(self, name: str) -> IO[bytes]:
+        """The uncompressed layer tar; engines with the containerd store keep them gzipped."""
+        stream = _member(self.archive, name)
+        magic = stream.read(2)
+        stream.seek(0)
+        if magic != b"\x1f\x8b":
+            return stream
+        plain = tempfile.TemporaryFile()  # noqa: SIM115 - closed by the caller
+        with gzip.open(stream) as packed:
+            shutil.copyfileobj(packed, plain, 1 << 20)
+        plain.seek(0)
+        return plain
+
+
+def open_archive(archive: tarfile.TarFile) -> SavedImage:
+    """Read the parts of a `docker save` archive of one image."""
+    manifest = json.load(_member(archive, "manifest.json"))[0]
+    config = json.load(_member(archive, manifest["Config"]))
+    return SavedImage(config=config, layer_names=tuple(manifest["Layers"]), archive=archive)
+
+
+def store_image(
+    path: Path, *, store: Store, scratch: Path, epoch_seconds: int, visit: Visit | None = None
+) -> StoredImage:
+    """Put the image of the docker archive at `path` into the store; returns its identity.
+
+    `visit` is given each uncompressed layer, for checks of its contents.
+    """
+    with tarfile.open(path) as archive:
+        saved = open_archive(archive)
+        history = _layer_history(saved.config)
+        layers = []
+        for name in saved.layer_names:
+            with saved.open_layer(name) as source:
+                layer = _store_layer(
+                    cast("BinaryIO", source),
+                    store=store,
+                    scratch=scratch,
+                    epoch_seconds=epoch_seconds,
+                    created_by=next(history, ""),
+                )
+                if visit:
+                    source.seek(0)
+                    visit(source)
+            layers.append(layer)
+        config = normal_config(saved.config, layers=layers, epoch_seconds=epoch_seconds)
+    return _store_manifest(config, layers=tuple(layers), store=store)
+
+
+def _store_layer(
+    source: BinaryIO, *, store: Store, scratch: Path, epoch_seconds: int, created_by: str
+) -> Layer:
+    packed = scratch / "layer.tar.gz"
+    with packed.open("wb") as file:
+        sink = ParallelGzip(file)
+        try:
+            contents: LayerContents = rewrite_layer(source, sink, epoch_seconds=epoch_seconds)
+            sink.close()
+        finally:
+            sink.abort()
+    store.put_blob(sink.digest, packed, take=True)
+    packed.unlink(missing_ok=True)
+    return Layer(
+        digest=sink.digest,
+        diff_id=contents.diff_id,
+        pull_bytes=sink.size_bytes,
+        unpacked_bytes=contents.unpacked_bytes,
+        created_by=created_by,
+        largest_files=contents.largest_files,
+    )
+
+
+def normal_config(
+    config: dict[str, Any], *, layers: list[Layer], epoch_seconds: int
+) -> dict[str, Any]:
+    """An OCI image configuration that says only what a runtime acts on, with fixed times."""
+    created = datetime.fromtimestamp(epoch_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    history = [
+        {
+            "created": created,
+            "created_by": entry.get("created_by", ""),
+            **({"empty_layer": True} if entry.get("empty_layer") else {}),
+        }
+        for entry in config.get("history", [])
+    ]
+    kept = {key: value for key, value in config.get("config", {}).items() if key in _CONFIG_FIELDS}
+    return {
+        "architecture": config["architecture"],
+        "os": config["os"],
+        "created": created,
+        "config": {key: value for key, value in kept.items() if value},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id for layer in layers]},
+        "history": history,
+    }
+
+
+def _store_manifest(
+    config: dict[str, Any], *, layers: tuple[Layer, ...], store: Store
+) -> StoredImage:
+    config_bytes = canonical_json(config)
+    config_digest = digest_of_bytes(config_bytes)
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST_TYPE,
+        "config": _descriptor(_CONFIG_TYPE, config_digest, len(config_bytes)),
+        "layers": [_descriptor(_LAYER_TYPE, layer.digest, layer.pull_bytes) for layer in layers],
+    }
+    manifest_bytes = canonical_json(manifest)
+    digest = digest_of_bytes(manifest_bytes)
+    store.put_blob(config_digest, [config_bytes])
+    store.put_blob(digest, [manifest_bytes])
+    pull_bytes = len(config_bytes) + len(manifest_bytes) + sum(each.pull_bytes for each in layers)
+    return StoredImage(digest=digest, config=config, layers=layers, pull_bytes=pull_bytes)
+
+
+def _descriptor(media_type: str, digest: str, size_bytes: int) -> dict[str, object]:
+    return {"mediaType": media_type, "digest": digest, "size": size_bytes}
+
+
+def _layer_history(config: dict[str, Any]) -> Iterator[str]:
+    """The instruction behind each layer, in order."""
+    for entry in config.get("history", []):
+        if not entry.get("empty_layer"):
+            yield entry.get("created_by") or entry.get("comment") or ""
+
+
+def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
+    stream = archive.extractfile(name)
+    if stream is None:
+        raise msgspec.ValidationError(f"docker save wrote no {name}")
+    return stream

@@ -1,0 +1,90 @@
+"""Where a build happens: the folder of the matrix, the store, the caches, and an engine on demand.
+
+Everything a build writes lies below `.planyard` beside the matrix, unless the store is elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from builders import setup
+from builders.base import BaseCache
+from builders.layers import DEFAULT_EPOCH_SECONDS
+from builders.wheels import WheelCache
+from engines.store.local import LocalStore
+from planyard.core.errors import InputError
+from planyard.edge import docker, dockerd
+from planyard.edge.console import Console
+
+
+@dataclass(kw_only=True)
+class Workspace:
+    """The outside of a build, passed to every step. Use it as a context manager."""
+
+    root: Path
+    store: LocalStore
+    console: Console
+    may_install: bool = True
+    epoch_seconds: int = DEFAULT_EPOCH_SECONDS
+    _engine: docker.Engine | None = None
+    _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+
+    @property
+    def state(self) -> Path:
+        """The folder for what a build keeps between runs."""
+        return self.root / ".planyard"
+
+    @property
+    def cache(self) -> Path:
+        """Fetched models, wheels and bases; safe to delete."""
+        named = os.environ.get("PLANYARD_CACHE")
+        return Path(named) if named else self.state / "cache"
+
+    @property
+    def scratch(self) -> Path:
+        """Folders that live as long as a step."""
+        return self.state / "scratch"
+
+    @property
+    def bases(self) -> BaseCache:
+        """Bootstrapped Debian roots."""
+        return BaseCache(self.cache / "bases", epoch_seconds=self.epoch_seconds)
+
+    @property
+    def wheels(self) -> WheelCache:
+        """Fetched wheels."""
+        return WheelCache(self.cache / "wheels")
+
+    def engine(self) -> docker.Engine:
+        """The Docker engine that answers, or a private one that ends with the workspace."""
+        if self._engine is None:
+            self._engine = docker.find_engine()
+            found = self._engine is not None
+            missing = setup.missing_tools(engine_answers=found)
+            setup.install(missing, console=self.console, allowed=self.may_install)
+            self._engine = self._engine or self._start_engine()
+        return self._engine
+
+    def _start_engine(self) -> docker.Engine:
+        with self.console.step("start a private Docker engine") as now:
+            room = dockerd.private_engine(self.state / "engine", report=now.update)
+            return self._exits.enter_context(room)
+
+    def __enter__(self) -> Workspace:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._exits.close()
+
+
+def epoch_from_environment() -> int:
+    """SOURCE_DATE_EPOCH, or the fixed date every image gets without it."""
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if not text:
+        return DEFAULT_EPOCH_SECONDS
+    if not text.isdigit():
+        raise InputError([f"SOURCE_DATE_EPOCH={text!r}: write seconds since 1970 as digits"])
+    return int(text)

@@ -1,0 +1,123 @@
+"""The single values of `matrix.yaml` that have a form of their own: a pattern, and what to write.
+
+Each description is a noun phrase: a message about a wrong value ends with "write" and it, and an
+editor shows it. Patterns match the whole value.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta
+
+DriverBranch = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]{3}$",
+        description='a driver branch in quotes, like "580"',
+    ),
+]
+CudaMinor = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9]+\.[0-9]+$",
+        description='a CUDA minor in quotes, like "13.0"',
+    ),
+]
+PythonMinor = Annotated[
+    str,
+    Meta(
+        pattern=r"^3\.[0-9]+$",
+        description='a Python minor in quotes, like "3.11"',
+    ),
+]
+DebianPackage = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9+.-]+$",
+        description="a Debian package: lower-case letters, digits, '+', '-' and '.'",
+    ),
+]
+RegistryReference = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][A-Za-z0-9._:/-]*@sha256:[0-9a-f]{64}$",
+        description="a reference pinned by digest: host/name@sha256:…",
+    ),
+]
+Stage = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="a stage of the Dockerfile: letters, digits, '_', '.' and '-'",
+    ),
+]
+BuildArgument = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*$",
+        description="the name of a build argument: letters, digits and '_'",
+    ),
+]
+PathInImage = Annotated[
+    str,
+    Meta(
+        pattern=r"^/[^\x00-\x1f]+$",
+        description="an absolute path inside the image",
+    ),
+]
+PinnedPackage = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[0-9][A-Za-z0-9.]*$",
+        description="name==version, like rapidocr==3.10.0",
+    ),
+]
+HubRepository = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        description="owner/name",
+    ),
+]
+Commit = Annotated[
+    str,
+    Meta(
+        pattern=r"^[0-9a-f]{40}$",
+        description="a commit: 40 hex digits, not a branch",
+    ),
+]
+HttpsUrl = Annotated[
+    str,
+    Meta(
+        pattern=r"^https://[^\s]+$",
+        description="an https:// address",
+    ),
+]
+S3Url = Annotated[
+    str,
+    Meta(
+        pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,62}/[^\s]+$",
+        description="an object, like s3://bucket/key",
+    ),
+]
+Sm = Annotated[int, Meta(ge=50, le=200, description="an SM without its dot, like 89 for SM 8.9")]
+Dimension = Annotated[int, Meta(ge=1, le=1 << 20)]
+DimensionName = Annotated[
+    str,
+    Meta(
+        pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$",
+        description="a name (a letter first) for a dimension that varies",
+    ),
+]
+Shape = Annotated[
+    tuple[Dimension, ...],
+    Meta(max_length=8, description="a list of at most 8 whole numbers, like [1, 3, 640, 640]"),
+]
+InputShape = Annotated[
+    tuple[Dimension | DimensionName, ...],
+    Meta(
+        max_length=8,
+        description="a list of at most 8 dimensions: a whole number, or a name where it varies",
+    ),
+]

@@ -1,0 +1,151 @@
+"""Run one cell in its image the way production would, and bring back everything it said and did.
+
+No network, read-only root, no capabilities, a memory and a time limit. What runs inside is one
+script of `smoke/inside`, mounted read-only; it reports, and the gates judge on the host.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from planyard.core.cells import Cell
+from planyard.core.matrix import Backend, SmokeLimits
+from planyard.core.results import SmokeReport, SmokeRun
+from planyard.edge.docker import Container, Ended, Mount
+from smoke.inputs import write_inputs
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Arrays = dict[str, npt.NDArray[np.generic]]
+
+INSIDE = Path(__file__).parent / "inside"
+JOB_SCHEMA = 1
+_REPORT_LIMIT_BYTES = 16 << 20
+# What a session of each backend is asked to run on. No CPU beside a GPU: nothing to fall back to.
+PROVIDERS: Mapping[Backend, tuple[str, ...]] = {
+    "onnxruntime-cpu": ("CPUExecutionProvider",),
+    "onnxruntime-cuda": ("CUDAExecutionProvider",),
+    "tensorrt-rtx": ("TensorRT-RTX",),
+    "tensorrt": ("TensorRT",),
+}
+_SCRIPTS: Mapping[Backend, str] = {
+    "onnxruntime-cpu": "ort.py",
+    "onnxruntime-cuda": "ort.py",
+    "tensorrt-rtx": "trt_rtx.py",
+}
+Runner = Callable[[Container], Ended]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmokeJob:
+    """A cell to run: its image in the engine, the file it serves, the inputs it is asked.
+
+    `served` is the ONNX file, or the plan; its folder is mounted read-only.
+    """
+
+    cell: Cell
+    image: str
+    python: str
+    served: Path
+    inputs: Arrays
+    limits: SmokeLimits
+    gpu: bool
+
+
+def can_smoke(backend: Backend) -> bool:
+    """Whether there is a script that runs this backend."""
+    return backend in _SCRIPTS
+
+
+def run_job(job: SmokeJob, *, runner: Runner, scratch: Path) -> tuple[SmokeRun, Arrays]:
+    """Run a cell to its end; returns what it said, and its outputs by name.
+
+    Outputs that cannot be read are left out: the output gate fails without them.
+    """
+    work, out = scratch / "job", scratch / "out"
+    work.mkdir()
+    out.mkdir()
+    out.chmod(0o777)  # the image's user is not this one
+    _write_job(job, work)
+    ended = runner(_container(job, work=work, out=out))
+    report = read_report(out / "report.json")
+    run = SmokeRun(
+        cell=job.cell.id,
+        image=job.image,
+        exit_code=ended.exit_code,
+        timed_out=ended.timed_out,
+        seconds=ended.seconds,
+        stdout=ended.stdout.decode(errors="replace"),
+        stderr=ended.stderr.decode(errors="replace"),
+        report=report,
+    )
+    return run, read_outputs(report, out) if report else {}
+
+
+def _write_job(job: SmokeJob, work: Path) -> None:
+    described = write_inputs(job.inputs, work)
+    for entry in described.values():
+        entry["file"] = f"/job/{entry['file']}"  # type: ignore[index]
+    document = {
+        "schema": JOB_SCHEMA,
+        "model": f"/model/{job.served.name}",
+        "providers": list(PROVIDERS[job.cell.backend]),
+        "inputs": described,
+        "requests": job.limits.requests,
+        "out": "/out",
+    }
+    (work / "job.json").write_text(json.dumps(document))
+
+
+def _container(job: SmokeJob, *, work: Path, out: Path) -> Container:
+    script = INSIDE / _SCRIPTS[job.cell.backend]
+    return Container(
+        image=job.image,
+        command=(job.python, "/planyard/smoke.py", "/job/job.json"),
+        mounts=(
+            Mount(source=script, target="/planyard/smoke.py"),
+            Mount(source=work, target="/job"),
+            Mount(source=job.served.parent, target="/model"),
+            Mount(source=out, target="/out", writable=True),
+        ),
+        # Levels that would hide the lines the log gate reads are set open.
+        environment={"PYTHONUNBUFFERED": "1", "TF_CPP_MIN_LOG_LEVEL": "0"},
+        memory_bytes=job.limits.memory,
+        timeout_seconds=job.limits.timeout_seconds,
+        gpu=job.gpu,
+    )
+
+
+def read_report(path: Path) -> SmokeReport | None:
+    """What the script reported; None when it wrote nothing that can be read."""
+    try:
+        if path.is_symlink() or path.stat().st_size > _REPORT_LIMIT_BYTES:
+            return None
+        return msgspec.json.decode(path.read_bytes(), type=SmokeReport)
+    except (OSError, msgspec.DecodeError):
+        return None
+
+
+def read_outputs(report: SmokeReport, folder: Path) -> Arrays:
+    """The arrays a run wrote, those whose files are what the report says."""
+    import numpy as np
+
+    found: Arrays = {}
+    for output in report.outputs:
+        path = folder / Path(output.file).name
+        try:
+            if path.is_symlink():
+                continue
+            array = np.frombuffer(path.read_bytes(), dtype=np.dtype(output.dtype))
+            found[output.name] = array.reshape(output.shape)
+        except (OSError, ValueError, TypeError):
+            continue
+    return found
