@@ -91,6 +91,11 @@ class BaseCache:
         files.write_bytes(self._record_path(spec), msgspec.json.encode(base))
         return base
 
+    def forget(self) -> None:
+        """Forget what packages were resolved to: the next build asks the mirror again."""
+        for record in self.folder.glob("*.json"):
+            record.unlink()
+
     def _record_path(self, spec: DebianBase) -> Path:
         asked = {
             "spec": msgspec.to_builtins(spec),

@@ -97,7 +97,8 @@ def make_image(order: ImageOrder, *, workspace: Workspace) -> tuple[ImageRecord,
     engine = workspace.engine()
     _import_base(order, engine=engine, workspace=workspace)
     with files.scratch_folder(workspace.scratch, prefix="image-") as scratch:
-        with workspace.console.step(f"build image {order.name}") as now:
+        step = workspace.console.step(f"build image {order.name}")
+        with step as now, workspace.outside.running():
             identifier = _build(
                 order, wheels, workspace=workspace, scratch=scratch, on_line=now.update
             )
@@ -116,7 +117,8 @@ def load_image(record: ImageRecord, *, workspace: Workspace) -> str:
     tag = f"planyard/{record.name}:{short(record.digest)}"
     if not engine.has_image(tag):
         layout = workspace.store.publish_image_layout(record.digest)
-        with workspace.console.step(f"load image {record.name} into the engine"):
+        step = workspace.console.step(f"load image {record.name} into the engine")
+        with step, workspace.outside.running():
             engine.load_layout(layout, tag=tag)
     return tag
 
@@ -130,6 +132,7 @@ def context_digests(context: Path) -> dict[str, str]:
     ignore = context / ".dockerignore"
     patterns = ignore.read_text().splitlines() if ignore.exists() else []
     patterns = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
+    patterns.append(".planyard")  # what a build keeps is never part of a build
     found = {}
     for name in sorted(exclude_paths(str(context), patterns)):
         path = context / name
@@ -152,7 +155,8 @@ def _resolve_base(
     found = workspace.bases.find(base.debian)
     if found is None:
         workspace.engine()  # installs mmdebstrap where it is missing
-        with workspace.console.step(f"bootstrap base {spec.base}") as now:
+        step = workspace.console.step(f"bootstrap base {spec.base}")
+        with step as now, workspace.outside.running():
             found = workspace.bases.bootstrap(base.debian, report=now.update)
     return found, found.digest
 
@@ -163,7 +167,8 @@ def _fetch_wheels(order: ImageOrder, *, workspace: Workspace) -> tuple[Wheel, ..
         return ()
     found = workspace.wheels.find(wanted, python=order.python)
     if found is None:
-        with workspace.console.step(f"fetch {len(wanted)} wheels for {order.name}") as now:
+        step = workspace.console.step(f"fetch {len(wanted)} wheels for {order.name}")
+        with step as now, workspace.outside.running():
             found = workspace.wheels.fetch(wanted, python=order.python, report=now.update)
     return found
 
@@ -216,7 +221,8 @@ def _store(
     order: ImageOrder, identifier: str, *, workspace: Workspace, scratch: Path
 ) -> ImageRecord:
     saved = scratch / "saved.tar"
-    workspace.engine().save(identifier, saved)
+    with workspace.outside.running():
+        workspace.engine().save(identifier, saved)
     contents = Contents()
     stored = store_image(
         saved,

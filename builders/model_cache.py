@@ -141,7 +141,7 @@ def work_for(folder: Path) -> Iterator[Work]:
     try:
         yield work
     except StoreError:
-        if not any(work.parts.iterdir()):
+        if not any(part.stat().st_size for part in work.parts.iterdir()):
             shutil.rmtree(top, ignore_errors=True)
         shutil.rmtree(work.scratch, ignore_errors=True)
         raise

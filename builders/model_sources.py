@@ -26,8 +26,6 @@ from planyard.core.units import format_bytes
 from planyard.edge import fetch, proc
 from planyard.edge.beneath import open_beneath
 
-MODEL_LIMIT_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
-EXTERNAL_LIMIT_BYTES = 64 << 30
 GENERATOR_SECONDS = 3600.0
 PIP_SECONDS = 1800.0
 
@@ -165,14 +163,14 @@ def _from_s3(url: str, here: _Here) -> Reader:
 
     def read(file: str, target: Path, limit_bytes: int) -> None:
         try:
-            import boto3
             import boto3.exceptions
+            import boto3.session
             import botocore.exceptions
         except ImportError as error:
             message = "models on S3 need boto3, which is not installed"
             raise StoreError(message, mend='pip install "planyard[s3]"') from error
         try:
-            client = boto3.client("s3")
+            client = boto3.session.Session().client("s3")
             size_bytes = client.head_object(Bucket=bucket, Key=whole(file))["ContentLength"]
             _check_size(size_bytes, file=whole(file), limit=limit_bytes)
             counted = _counted(progress_lines(file, here.report), size_bytes)

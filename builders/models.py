@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from builders.model_cache import (
     FILES,
@@ -25,7 +26,6 @@ from builders.model_cache import (
     rehash_entry,
     work_for,
 )
-from builders.model_sources import EXTERNAL_LIMIT_BYTES, MODEL_LIMIT_BYTES, Reader, open_source
 from planyard.core.digest import digest_of_value
 from planyard.core.errors import InputError, IntegrityError, StoreError
 from planyard.core.matrix import Model, TensorSpec
@@ -40,6 +40,12 @@ from planyard.core.onnx_outline import (
 )
 from planyard.edge.beneath import open_beneath
 from planyard.edge.files import digest_of_file
+
+if TYPE_CHECKING:
+    from builders.model_sources import Reader
+
+MODEL_LIMIT_BYTES = (1 << 31) - 1  # protobuf's own limit for one message
+EXTERNAL_LIMIT_BYTES = 64 << 30
 
 Report = Callable[[str], None]
 
@@ -85,7 +91,7 @@ def fetch_model(
     folder = cache / "models" / identity_of_model(model).removeprefix("sha256:")
     entry = load_entry(folder, digests)
     if entry is None:
-        _fill(name, model, folder=folder, root=root, network=network, report=report)
+        _fill(name, model, digests, folder=folder, root=root, network=network, report=report)
         entry = load_entry(folder, digests)
         if entry is None:
             raise StoreError(f"models.{name}: {folder} changed while it was written")
@@ -218,10 +224,18 @@ def _without_model(digests: Mapping[str, str]) -> dict[str, str]:
 
 
 def _fill(
-    name: str, model: Model, *, folder: Path, root: Path, network: bool, report: Report
+    name: str,
+    model: Model,
+    digests: Mapping[str, str],
+    *,
+    folder: Path,
+    root: Path,
+    network: bool,
+    report: Report,
 ) -> None:
     """Make the cache entry, unless another process makes it while this one waits."""
-    digests = _digests(name, model)
+    # Imported here: a build with a warm cache has no use for TLS, zip files and processes.
+    from builders.model_sources import open_source
 
     def on_wait() -> None:
         report(f"model {name}: waiting for another process that fetches it")
@@ -239,8 +253,11 @@ def _fill(
                 )
                 _check_network(name, reader, network=network)
                 report(f"model {name}: fetching {reader.text}")
-                outline = _read_all(name, reader, work, digests)
+                outline = _read_all(reader, work, digests)
                 publish(work, folder, digests=digests, outline=outline)
+    except InputError as error:
+        problems = [f"models.{name}: {problem}" for problem in error.problems]
+        raise InputError(problems, mend=error.mend) from error
     except OSError as error:
         message = f"models.{name}: {error.strerror or error}: {error.filename or folder}"
         raise StoreError(message, mend="check space and rights of the cache's disk") from error
@@ -252,7 +269,7 @@ def _check_network(name: str, reader: Reader, *, network: bool) -> None:
         raise StoreError(message, mend="fetch it once with the network on")
 
 
-def _read_all(name: str, reader: Reader, work: Work, digests: Mapping[str, str]) -> OnnxOutline:
+def _read_all(reader: Reader, work: Work, digests: Mapping[str, str]) -> OnnxOutline:
     """Read and check the model, then the files that it names, in that order."""
     listed = _without_model(digests)
     path = work.files / MODEL_FILE
@@ -260,19 +277,15 @@ def _read_all(name: str, reader: Reader, work: Work, digests: Mapping[str, str])
     try:
         outline = outline_of_file(path)
     except ValueError as error:
-        message = f"models.{name}: {reader.text} is not a sound ONNX file: {error}"
-        raise InputError([message]) from error
-    _refuse(name, _location_problems(outline, listed))
+        raise InputError([f"{reader.text} is not a sound ONNX file: {error}"]) from error
+    if problems := _location_problems(outline, listed):
+        raise InputError(problems)
     for file, digest in listed.items():
         (work.files / file).parent.mkdir(parents=True, exist_ok=True)
         _read(reader, file, work.files / file, work=work, digest=digest)
-    _refuse(name, check_external_files(work.files, outline, listed))
+    if problems := check_external_files(work.files, outline, listed):
+        raise InputError(problems)
     return outline
-
-
-def _refuse(name: str, problems: Sequence[str]) -> None:
-    if problems:
-        raise InputError([f"models.{name}: {problem}" for problem in problems])
 
 
 def _read(reader: Reader, file: str, target: Path, *, work: Work, digest: str) -> None:

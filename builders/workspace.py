@@ -17,6 +17,7 @@ from builders.wheels import WheelCache
 from engines.store.local import LocalStore
 from planyard.core.errors import InputError
 from planyard.edge import docker, dockerd
+from planyard.edge.clock import Stopwatch
 from planyard.edge.console import Console
 
 
@@ -29,6 +30,8 @@ class Workspace:
     console: Console
     may_install: bool = True
     epoch_seconds: int = DEFAULT_EPOCH_SECONDS
+    outside: Stopwatch = field(default_factory=Stopwatch)
+    """The time spent in Docker, compilers, downloads and containers."""
     _engine: docker.Engine | None = None
     _exits: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
@@ -71,7 +74,8 @@ class Workspace:
     def _start_engine(self) -> docker.Engine:
         with self.console.step("start a private Docker engine") as now:
             room = dockerd.private_engine(self.state / "engine", report=now.update)
-            return self._exits.enter_context(room)
+            with self.outside.running():
+                return self._exits.enter_context(room)
 
     def __enter__(self) -> Workspace:
         return self

@@ -173,9 +173,8 @@ def _plans_of(store: Store, snapshots: Sequence[Snapshot]) -> list[PlanRecord]:
     lost: dict[str, PlanRecord] = {}
     for snapshot in snapshots:
         for plan in snapshot.plans:
-            if plan.cell not in chosen:
-                kept = chosen if store.has_blob(plan.digest) else lost
-                kept.setdefault(plan.cell, plan)
+            kept = chosen if store.has_blob(plan.digest) else lost
+            kept.setdefault(plan.cell, plan)
     return [plan for _, plan in sorted((lost | chosen).items())]
 
 

@@ -53,9 +53,9 @@ _MAX_JSON_DEPTH = 20
 # is not the rest of the line before.
 _HEAD = (
     rb"[{<=#*|+>~$]|\[(?!['\"])|-[- ]|\d{1,4}[-/:.]\d|[IWEFD](?:\d{4})? |\Z|"
-    rb"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL|SEVERE)\b|(?:time|ts|level)="
+    rb"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL|SEVERE)\b|(?:debug|info|warning): |(?:time|ts|level)="
 )
-_WRAPPED = re.compile(rb"\n(?<![.!?;\n\x1e]\n)(?= *[^ \n])(?! *(?:" + _HEAD + rb"))")
+_WRAPPED = re.compile(rb"\n(?<![.!?;}\n\x1e]\n)(?= *[^ \n])(?! *(?:" + _HEAD + rb"))")
 
 
 class LogDecoder:

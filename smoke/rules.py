@@ -13,12 +13,13 @@ import tomllib
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import msgspec
 
 from planyard.core.errors import InputError
 from planyard.core.findings import Severity
+from smoke.log_text import UNIT
 
 if TYPE_CHECKING:
     import re2
@@ -27,10 +28,6 @@ Stage = Literal["smoke", "build", "serve"]
 
 RULES_FILE = Path(__file__).with_name("rules.toml")
 
-UNIT = "\x1e"
-"""Stands between two messages of one line (JSON strings, progress bar steps)."""
-WRAP = "\x1d"
-"""Stands where two lines were joined; counts as a blank."""
 
 _BUILT_IN = {
     "gap": r"(?:[^.;\n\x1e]|\.[^ \n\x1d\x1e])*?",
@@ -41,8 +38,6 @@ _BUILT_IN = {
 _WORD = re.compile(r"<([a-z]+)>")
 _BLANK_OR_CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]| ")
 _MAX_DEPTH = 5
-# The automaton of all rules together needs about 10 MiB; RE2 falls to a slow path below that.
-_AUTOMATON_BYTES = 24 << 20
 
 
 class Scope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -79,7 +74,7 @@ _Entry = TypeVar("_Entry", Rule, Allow)
 
 class _RulesFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal[1]
-    first_pass: str
+    first_pass: tuple[str, ...]
     words: dict[str, str]
     rule: tuple[Rule, ...]
     allow: tuple[Allow, ...] = ()
@@ -89,11 +84,15 @@ class RuleSet:
     """Rules and allow list, patterns with their words filled in; compiled at the first search.
 
     Rules are ordered: failing ones first, then as in the file. The first that matches names a hit.
+    `first_pass` are patterns of which one matches wherever a rule does.
     """
 
-    def __init__(self, rules: Iterable[Rule], allow: Iterable[Allow] = ()) -> None:
+    def __init__(
+        self, rules: Iterable[Rule], allow: Iterable[Allow] = (), *, first_pass: Iterable[str]
+    ) -> None:
         self.rules = tuple(sorted(rules, key=lambda rule: rule.severity != "fail"))
         self.allow = tuple(allow)
+        self.first_pass = tuple(first_pass)
 
     def for_scope(self, *, stage: Stage, process: str = "") -> RuleSet:
         """The same rules with the allow entries that hold for this stage and process."""
@@ -102,42 +101,48 @@ class RuleSet:
             for entry in self.allow
             if stage in entry.scope.stage and fnmatchcase(process, entry.scope.process)
         )
-        return self if allow == self.allow else RuleSet(self.rules, allow)
+        if allow == self.allow:
+            return self
+        return RuleSet(self.rules, allow, first_pass=self.first_pass)
 
-    @functools.cached_property
-    def any_rule(self) -> re2._Regexp:
-        """All rules as one alternation, for a first pass over a whole buffer of bytes."""
-        return _compiled("|".join(f"(?:{rule.pattern})" for rule in self.rules))
+    def suspect(self, block: bytes, position: int) -> tuple[int, int] | None:
+        """The next span at or after `position` in whole cleaned lines that may hold a loss."""
+        found = self._first_pass.search(block, position)
+        return found.span() if found else None
 
-    @functools.cached_property
-    def _any_allow(self) -> re2._Regexp | None:
-        patterns = "|".join(f"(?:{entry.pattern})" for entry in self.allow)
-        return _compiled(patterns) if patterns else None
-
-    @functools.cached_property
-    def _set(self) -> re2.Set:
-        import re2  # 20 ms that `planyard cells` must not pay
-
-        searches = re2.Set.SearchSet(_options())
-        for rule in self.rules:
-            searches.Add(rule.pattern)
-        searches.Compile()
-        return searches
+    def may_match(self, text: bytes) -> bool:
+        """Whether any rule finds something in the text, allowed or not."""
+        return any(pattern.search(text) for pattern in self._patterns)
 
     def match(self, message: bytes) -> Rule | None:
         """The first rule that finds a loss in this one message (cleaned UTF-8), or None."""
-        if self.any_rule.search(message) is None:
-            return None
-        if self._any_allow is not None:
-            message = self._any_allow.sub(UNIT.encode(), message)
-        found = self._set.Match(message)
-        return self.rules[min(found)] if found else None
+        if self._allow is not None:
+            message = self._allow.sub(UNIT, message)
+        for rule, pattern in zip(self.rules, self._patterns, strict=True):
+            if pattern.search(message):
+                return rule
+        return None
 
     def allowed_spans(self, message: bytes) -> list[tuple[int, int]]:
         """Where allow entries take words out of this message: offsets of their first and end."""
-        if self._any_allow is None:
+        if self._allow is None:
             return []
-        return [found.span() for found in self._any_allow.finditer(message)]
+        return [found.span() for found in self._allow.finditer(message)]
+
+    @functools.cached_property
+    def _first_pass(self) -> re2._Regexp:
+        return compile_pattern("|".join(f"(?:{pattern})" for pattern in self.first_pass))
+
+    @functools.cached_property
+    def _patterns(self) -> tuple[re2._Regexp, ...]:
+        # One by one: the automaton of all together takes seconds to fill and 100 MiB to keep.
+        return tuple(compile_pattern(rule.pattern) for rule in self.rules)
+
+    @functools.cached_property
+    def _allow(self) -> re2._Regexp | None:
+        if not self.allow:
+            return None
+        return compile_pattern("|".join(f"(?:{entry.pattern})" for entry in self.allow))
 
 
 def load_rules(path: Path = RULES_FILE) -> RuleSet:
@@ -158,27 +163,35 @@ def read_rules(text: str, *, name: str = "rules.toml") -> RuleSet:
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise InputError([f"{name}: {error}"]) from None
     problems = list(_repeated_ids([*file.rule, *file.allow]))
+    first_pass = [
+        _filled_pattern("first_pass", text, file.words, problems) for text in file.first_pass
+    ]
     rules = [_filled(rule, file.words, problems) for rule in file.rule]
     allow = [_filled(entry, file.words, problems) for entry in file.allow]
     if problems:
         raise InputError([f"{name}: {problem}" for problem in problems])
-    return RuleSet(rules, allow)
+    return RuleSet(rules, allow, first_pass=first_pass)
 
 
 def problems_of(ruleset: RuleSet) -> list[str]:
     """What is wrong with the patterns themselves; costs their compilation, so tests ask for it."""
-    import re2
+    import re2  # noqa: PLC0415
 
     problems = []
     entry: Rule | Allow
     for entry in (*ruleset.rules, *ruleset.allow):
+        example = entry.example.encode()
         try:
-            found = _compiled(entry.pattern).search(entry.example.encode())
+            found = compile_pattern(entry.pattern).search(example)
         except re2.error as error:
             problems.append(f"{entry.id}: RE2 refuses the pattern: {error}")
             continue
         if found is None:
             problems.append(f"{entry.id}: the pattern does not find its own example")
+        elif isinstance(entry, Rule) and ruleset.suspect(example, 0) is None:
+            problems.append(f"{entry.id}: first_pass does not find its example")
+        elif isinstance(entry, Allow) and ruleset.match(example) is not None:
+            problems.append(f"{entry.id}: a rule still finds something in its example")
     return problems
 
 
@@ -191,13 +204,18 @@ def _repeated_ids(entries: Iterable[Rule | Allow]) -> Iterable[str]:
 
 
 def _filled(entry: _Entry, words: dict[str, str], problems: list[str]) -> _Entry:
+    pattern = _filled_pattern(entry.id, entry.pattern, words, problems)
+    return msgspec.structs.replace(entry, pattern=pattern)
+
+
+def _filled_pattern(where: str, pattern: str, words: dict[str, str], problems: list[str]) -> str:
     try:
-        return msgspec.structs.replace(entry, pattern=expand(entry.pattern, words))
+        return expand(pattern, words)
     except KeyError as error:
-        problems.append(f"{entry.id}: no word <{error.args[0]}> in [words]")
+        problems.append(f"{where}: no word <{error.args[0]}> in [words]")
     except RecursionError:
-        problems.append(f"{entry.id}: words that contain each other")
-    return entry
+        problems.append(f"{where}: words that contain each other")
+    return pattern
 
 
 def expand(pattern: str, words: dict[str, str], *, depth: int = 0) -> str:
@@ -217,17 +235,13 @@ def expand(pattern: str, words: dict[str, str], *, depth: int = 0) -> str:
     return _WORD.sub(word, _BLANK_OR_CLASS.sub(blank, pattern))
 
 
-def _options() -> Any:
-    import re2
+def compile_pattern(pattern: str) -> re2._Regexp:
+    """Compile an expanded pattern for cleaned bytes. Raises re2.error."""
+    import re2  # noqa: PLC0415  # 20 ms that `planyard cells` must not pay
 
     options = re2.Options()
     options.case_sensitive = False
     options.log_errors = False
-    options.max_mem = _AUTOMATON_BYTES
-    return options
-
-
-def _compiled(pattern: str) -> re2._Regexp:
-    import re2
-
-    return re2.compile(pattern, _options())
+    # Bytes: patterns are ASCII, and an automaton over UTF-8 would be three times as large.
+    options.encoding = re2.Options.Encoding.LATIN1
+    return re2.compile(pattern.encode("ascii"), options)

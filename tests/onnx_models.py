@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import onnx
 from onnx import TensorProto, helper
@@ -149,3 +151,20 @@ def declared(
         inputs=inputs or {"x": spec},
         profiles={"small": {"x": ShapeRange(min=size, opt=size, max=size)}},
     )
+
+
+def big_model(size: int = 4 << 20) -> bytes:
+    """A sound model with `size` bytes of its own in one tensor, other ones each time."""
+    model = plain_model()
+    model.graph.initializer.add(name="big", data_type=2, dims=[size], raw_data=os.urandom(size))
+    return model.SerializeToString()
+
+
+def visible(cache: Path) -> list[str]:
+    """Everything in the model cache that a reader could take for an entry."""
+    return sorted(one.name for one in (cache / "models").glob("[!.]*"))
+
+
+def left_behind(cache: Path) -> list[str]:
+    """What unfinished fetches left in the model cache."""
+    return sorted(one.name for one in (cache / "models").glob(".work-*"))

@@ -137,7 +137,7 @@ class _HubHandler(_Handler):
 def _serve(handler: type[_Handler], web: Web, context: ssl.SSLContext | None) -> Iterator[Web]:
     server = http.server.ThreadingHTTPServer(
         ("127.0.0.1", 0),
-        functools.partial(handler, web),  # type: ignore[arg-type]
+        functools.partial(handler, web),
     )
     server.daemon_threads = True
     if context:

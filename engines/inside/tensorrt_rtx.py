@@ -44,17 +44,6 @@ def open_events():
     return emit
 
 
-def import_tensorrt():
-    """The bindings; the stub package `tensorrt_rtx` is not needed."""
-    try:
-        import tensorrt_rtx_bindings
-    except ModuleNotFoundError:
-        import tensorrt_rtx
-
-        return tensorrt_rtx
-    return tensorrt_rtx_bindings
-
-
 def library_version(trt):
     """All four parts from the library that was really loaded, not from the bindings' metadata."""
     import ctypes
@@ -242,8 +231,10 @@ def check_job(job):
 
 def run(job, emit):
     """Parse once, then compile each plan in turn; never two plans in memory."""
+    # The package `tensorrt_rtx` only renames this one, and beside it is this very file.
+    import tensorrt_rtx_bindings as trt
+
     check_job(job)
-    trt = import_tensorrt()
     found = library_version(trt)
     if found != job["version"]:
         raise RuntimeError(

@@ -22,13 +22,12 @@ _UNITS = (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10), ("GB", 10**9), ("MB", 
 
 def matrix_json_schema() -> dict[str, Any]:
     """The JSON Schema of `matrix.yaml`; what holds between fields is in `matrix_rules.py`."""
-    document = msgspec.json.schema(Matrix, schema_hook=_custom_schema)
-    definitions = document["$defs"]
+    definitions = msgspec.json.schema(Matrix, schema_hook=_custom_schema)["$defs"]
     for kind in _CHOICES:
         definitions[kind.__name__] = _exactly_one(definitions[kind.__name__])
     for name, definition in definitions.items():
         _add_defaults(definition, getattr(matrix_types, name))
-    return {
+    document = {
         "$schema": DIALECT,
         "$id": f"urn:planyard:schema:matrix:{matrix_types.MATRIX_SCHEMA}",
         "title": "matrix.yaml",
@@ -36,6 +35,8 @@ def matrix_json_schema() -> dict[str, Any]:
         "$ref": "#/$defs/Matrix",
         "$defs": dict(sorted(definitions.items())),
     }
+    plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(document))
+    return plain  # lists where the types have tuples, as whoever reads the file will see it
 
 
 def schemas() -> dict[str, dict[str, Any]]:

@@ -14,7 +14,8 @@ _UNITS = {
     "GiB": 2**30,
 }
 SIZE_PATTERN = r"^[0-9]+(\.[0-9]+)? ?(B|kB|MB|GB|KiB|MiB|GiB)$"
-_SIZE = re.compile(SIZE_PATTERN)
+_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?) ?([A-Za-z]{1,3})")
+_LONGEST = 24
 
 
 class ByteSize(int):
@@ -23,11 +24,11 @@ class ByteSize(int):
     @classmethod
     def parse(cls, text: str) -> ByteSize:
         """Read `140 MB`; raises ValueError with what to write instead."""
-        if not _SIZE.match(text):
+        match = _SIZE.fullmatch(text)
+        if not match or match[2] not in _UNITS or len(text) > _LONGEST:
             units = ", ".join(_UNITS)
-            raise ValueError(f"{text!r} is not a size: write a number and a unit ({units})")
-        number, unit = re.fullmatch(r"([0-9.]+) ?([A-Za-z]+)", text).groups()  # type: ignore[union-attr]
-        return cls(round(float(number) * _UNITS[unit]))
+            raise ValueError(f"{text[:40]!r} is not a size: write a number and a unit ({units})")
+        return cls(round(float(match[1]) * _UNITS[match[2]]))
 
 
 def format_bytes(size_bytes: int) -> str:

@@ -226,15 +226,21 @@ class _Builder:
             raise _StopReadingError
 
     def _scalar(self, event: Any) -> None:
-        mark = event.start_mark
-        written = ScalarNode(mark.line + 1, mark.column + 1, event.value, bool(event.style))
+        mark, text, style = event.start_mark, event.value, event.style
+        written = ScalarNode(mark.line + 1, mark.column + 1, text, bool(style))
         node: Node = written
-        if event.tag is not None or event.style == '"':
+        if style == '"' or event.tag is not None:
             node = self._checked(written, event)
-        self._charge(event, 1 + len(event.value) // _CHARACTERS_A_NODE)
+        nodes = 1 + len(text) // _CHARACTERS_A_NODE
+        self._count += nodes
+        if self._count > MAX_NODES:
+            self._charge(event, 0)
         if event.anchor is not None:
-            self._anchors[event.anchor] = (node, 1 + len(event.value) // _CHARACTERS_A_NODE)
-        self._place(node)
+            self._anchors[event.anchor] = (node, nodes)
+        if self._open:  # as in _place: this runs once for every word of the file
+            self._open[-1].add(node, self.note)
+        else:
+            self.root = node
 
     def _checked(self, node: ScalarNode, event: Any) -> Node:
         """A scalar with a tag or escapes: the node it becomes."""

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Protocol
 
 from planyard.core.units import format_seconds
@@ -71,6 +73,28 @@ class Console:
         """The one document of a `--json` verb, or a verb's result, on stdout."""
         sys.stdout.write(text if text.endswith("\n") else text + "\n")
         sys.stdout.flush()
+
+    def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Columns as wide as their contents; the header is bold."""
+        widths = [max(len(str(row[i])) for row in (header, *rows)) for i in range(len(header))]
+        for number, row in enumerate((header, *rows)):
+            cells = (str(cell).ljust(width) for cell, width in zip(row, widths, strict=True))
+            line = "  ".join(cells).rstrip()
+            self.say(self.paint(line, _BOLD) if number == 0 else line)
+
+    def annotate(self, problem: str) -> None:
+        """An annotation on GitHub: `matrix.yaml:42:7 …` is shown beside that line."""
+        match = re.match(r"([^\s:]+):(\d+):(\d+) ", problem)
+        place = f" file={match[1]},line={match[2]},col={match[3]}" if match else ""
+        text = problem.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+        self._write(f"::error{place}::{text}")
+
+    def step_summary(self, markdown: str) -> None:
+        """Add to the job summary on GitHub; nothing elsewhere."""
+        path = os.environ.get("GITHUB_STEP_SUMMARY")
+        if self.github and path:
+            with Path(path).open("a", encoding="utf-8") as file:
+                file.write(markdown)
 
     @contextlib.contextmanager
     def step(self, title: str) -> Iterator[Step]:

@@ -28,6 +28,7 @@ Progress = Callable[[int, int | None], None]
 
 MAX_REDIRECTS = 5
 ATTEMPTS = 4
+PAUSE_SECONDS = 1.0  # after the first attempt; it doubles
 RETRY_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 _PIECE_BYTES = 1 << 20
 _RANGE = re.compile(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)")
@@ -55,13 +56,12 @@ def download(
     progress: Progress = lambda _done, _total: None,
     idle_seconds: float = 30.0,
     total_seconds: float = 4 * 3600.0,
-    pause_seconds: float = 1.0,
 ) -> None:
     """Download `url` into `target`, going on after the bytes that are already there.
 
     Raises StoreError when the server cannot be reached or refuses; `target` then keeps what came,
     for a later call to go on with. `idle_seconds` bounds each wait for the server,
-    `total_seconds` everything together, `pause_seconds` doubles between attempts.
+    `total_seconds` everything together.
     """
     _check_url(url)
     limits = _Limits(
@@ -80,7 +80,7 @@ def download(
             if attempt == ATTEMPTS or time.monotonic() >= limits.deadline:
                 mend = "check the network and run the same command again: it goes on from here"
                 raise StoreError(f"{public_url(url)}: {error}", mend=mend) from error
-            time.sleep(pause_seconds * 2 ** (attempt - 1))
+            time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
         else:
             return
 

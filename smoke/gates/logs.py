@@ -145,22 +145,23 @@ def _scan_block(block: bytes, rules: RuleSet, *, first_line: int) -> Iterator[tu
     """The hits of a block of whole lines, each with the numbers of the lines it was seen in."""
     joined = join_wrapped(clean_block(block))
     counted, number, position = 0, first_line, 0
-    while suspect := rules.any_rule.search(joined, position):
+    while suspect := rules.suspect(joined, position):
         # A match may end with the newline itself; it belongs to the line that it ends.
-        start = _line_start(joined, suspect.start() + 1)
-        position = _line_stop(joined, max(suspect.end() - 1, suspect.start()))
+        start = _line_start(joined, suspect[0] + 1)
+        position = _line_stop(joined, max(suspect[1] - 1, suspect[0]))
         number += _lines_in(joined, counted, start)
         counted = start
         before, after = _message_around(joined, start, position)
-        yield from _judge_lines(
-            _LINE_END.split(joined[before:after]),
-            judged=range(
-                number - _lines_in(joined, before, start),
-                number + _lines_in(joined, start, position) + 1,
-            ),
-            first=number,
-            rules=rules,
-        )
+        if rules.may_match(joined[start:after]):
+            yield from _judge_lines(
+                _LINE_END.split(joined[before:after]),
+                judged=range(
+                    number - _lines_in(joined, before, start),
+                    number + _lines_in(joined, start, position) + 1,
+                ),
+                first=number,
+                rules=rules,
+            )
         position += 1
         if position >= len(joined):
             return

@@ -468,6 +468,10 @@ def test_a_pull_replaces_links_and_not_what_they_point_at(
         (out / name).symlink_to(victim)
     paths = pull(store, lookup(store, image.digest, sm=89), out)
     assert not any(path.is_symlink() for path in paths)
+    paths[2].rename(tmp_path / "the right summary")
+    paths[2].symlink_to(tmp_path / "the right summary")
+    pull(store, lookup(store, image.digest, sm=89), out)
+    assert not paths[2].is_symlink()
     assert victim.read_bytes() == bytes_of_plan("640", 89)
 
 

@@ -24,11 +24,10 @@ UNET = MATRIX.models["unet"]
 DEBIAN = DebianBase(release="bookworm", packages=("libc6",))
 
 
-def broken(value, path=()):
-    return [
-        f"{path_text(at)}: {message}"
-        for at, message in broken_rules([Part(path, type(value), value)])
-    ]
+def broken(value):
+    """What breaks in one part, as text; the part's own path is left out."""
+    found = broken_rules([Part(("parts", "it"), type(value), value)])
+    return [f"{path_text(rule.path[2:])}: {rule.message}" for rule in found]
 
 
 def unet(**profile):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from builders.model_cache import FILES, MODEL_FILE, Work, load_entry, publish
 from builders.models import (
     FetchedModel,
-    check_external_files,
     fetch_model,
     identity_of_model,
     input_problems,
@@ -19,9 +19,8 @@ from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError, StoreError
 from planyard.core.matrix import GeneratorSource, Model, Source, TensorSpec
 from planyard.core.onnx_outline import ValueInfo, outline_of_onnx
-from planyard.edge.beneath import open_beneath
 from tests import onnx_models
-from tests.onnx_models import WEIGHTS
+from tests.onnx_models import WEIGHTS, left_behind, visible
 
 PLAIN = onnx_models.plain_model().SerializeToString()
 EXTERNAL = onnx_models.external_model().SerializeToString()
@@ -55,12 +54,6 @@ def put(tmp_path: Path, path: str, data: bytes) -> Source:
     return Source(file=path)
 
 
-def visible(tmp_path: Path) -> list[str]:
-    """Everything a reader of the cache could take for an entry, and work left behind."""
-    folder = tmp_path / "cache/models"
-    return sorted(one.name for one in folder.glob("*") if one.name != ".locks")
-
-
 def test_a_file_comes_with_what_it_is(tmp_path: Path, fetch: Callable[..., FetchedModel]) -> None:
     model = onnx_models.declared(PLAIN, put(tmp_path, "models/a.onnx", PLAIN))
     got = fetch(model)
@@ -72,7 +65,7 @@ def test_a_file_comes_with_what_it_is(tmp_path: Path, fetch: Callable[..., Fetch
     assert got.outline() == outline_of_onnx(PLAIN)
     assert got.inputs == got.outline().inputs
     assert got.path.stat().st_mode & 0o777 == 0o444
-    assert visible(tmp_path) == [identity_of_model(model).removeprefix("sha256:")]
+    assert visible(tmp_path / "cache") == [identity_of_model(model).removeprefix("sha256:")]
 
 
 def test_external_files_come_along_below_folders_too(
@@ -103,7 +96,7 @@ def test_the_second_fetch_reads_no_model_bytes(
     assert fetch(model) == first
     with pytest.raises(IntegrityError, match=f"expected {model.sha256}, found sha256:"):
         fetch(model, verify=True)
-    assert visible(tmp_path) == []
+    assert visible(tmp_path / "cache") == left_behind(tmp_path / "cache") == []
 
 
 @pytest.mark.parametrize("damage", ["shorter", "gone", "symlink", "hard link", "no entry.json"])
@@ -141,7 +134,7 @@ def test_a_wrong_digest_leaves_nothing(
     with pytest.raises(IntegrityError, match=f"expected {expected}, found {actual}") as caught:
         fetch(model)
     assert caught.value.exit_code == 10
-    assert visible(tmp_path) == []
+    assert visible(tmp_path / "cache") == left_behind(tmp_path / "cache") == []
 
 
 def test_what_is_not_onnx_leaves_nothing(
@@ -150,7 +143,7 @@ def test_what_is_not_onnx_leaves_nothing(
     page = b"<html>not found</html>"
     with pytest.raises(InputError, match="not a sound ONNX file: byte 0"):
         fetch(onnx_models.declared(page, put(tmp_path, "models/a.onnx", page)))
-    assert visible(tmp_path) == []
+    assert visible(tmp_path / "cache") == left_behind(tmp_path / "cache") == []
 
 
 def test_declared_inputs_are_compared_even_with_a_cached_model(
@@ -203,133 +196,6 @@ def test_identity_tells_models_and_weights_apart() -> None:
     assert len({identity_of_model(one) for one in [base, *others]}) == 1 + len(others)
 
 
-@pytest.mark.parametrize(
-    ("external", "reason"),
-    [
-        ({}, "'weights.bin': not listed in external_data"),
-        ({"weights.bin": WEIGHTS, "more": b""}, "'more': no tensor of the model lies there"),
-        ({"../weights.bin": WEIGHTS}, "leaves the model's folder"),
-        ({"weights.bin": WEIGHTS, "./weights.bin": WEIGHTS}, "the name is taken"),
-        ({"model.onnx": WEIGHTS}, "the name is taken"),
-    ],
-)
-def test_the_list_of_external_files_is_exact(
-    tmp_path: Path, fetch: Callable[..., FetchedModel], external: dict[str, bytes], reason: str
-) -> None:
-    source = put(tmp_path, "models/a.onnx", EXTERNAL)
-    put(tmp_path, "models/weights.bin", WEIGHTS)
-    with pytest.raises(InputError, match=reason):
-        fetch(onnx_models.declared(EXTERNAL, source, external=external))
-    assert visible(tmp_path) == []
-
-
-def test_tensors_must_lie_inside_their_file(
-    tmp_path: Path, fetch: Callable[..., FetchedModel]
-) -> None:
-    data = onnx_models.external_model(offset=1).SerializeToString()
-    source = put(tmp_path, "models/a.onnx", data)
-    put(tmp_path, "models/weights.bin", WEIGHTS)
-    with pytest.raises(InputError, match="has 4096 bytes where its tensors need 4097"):
-        fetch(onnx_models.declared(data, source, external={"weights.bin": WEIGHTS}))
-
-
-def attack(folder: Path, outside: Path, variant: str) -> str:
-    """Lay out one way to reach `outside` from the model in `folder`; returns the location."""
-    if variant == "final symlink":
-        (folder / "weights.bin").symlink_to(outside)
-    elif variant == "parent symlink":
-        (folder / "sub").symlink_to(outside.parent)
-        return f"sub/{outside.name}"
-    elif variant == "sibling prefix through a symlink":
-        (folder / "sub").symlink_to(Path("..") / "model_evil")
-        return "sub/weights.bin"
-    elif variant == "hard link":
-        os.link(outside, folder / "weights.bin")
-    elif variant == "fifo":
-        os.mkfifo(folder / "weights.bin")
-    elif variant == "folder":
-        (folder / "weights.bin").mkdir()
-    else:
-        return {
-            "absolute": str(outside),
-            "parent": f"../model_evil/{outside.name}",
-            "parent in the middle": f"sub/../../model_evil/{outside.name}",
-            "backslash": f"..\\model_evil\\{outside.name}",
-            "drive letter": "C:/weights.bin",
-            "nul": "weights.bin\0",
-            "empty": "",
-        }[variant]
-    return "weights.bin"
-
-
-@pytest.mark.parametrize(
-    "variant",
-    [
-        "absolute",
-        "parent",
-        "parent in the middle",
-        "final symlink",
-        "parent symlink",
-        "sibling prefix through a symlink",
-        "hard link",
-        "backslash",
-        "drive letter",
-        "nul",
-        "empty",
-        "fifo",
-        "folder",
-    ],
-)
-def test_no_way_out_of_the_models_folder(
-    tmp_path: Path, fetch: Callable[..., FetchedModel], variant: str
-) -> None:
-    """Even when the matrix lists the location with the right digest of the secret."""
-    folder = tmp_path / "repo/model"
-    folder.mkdir()
-    (folder / "sub").mkdir() if variant == "parent in the middle" else None
-    secret = WEIGHTS[::-1]
-    outside = tmp_path / "repo/model_evil/weights.bin"
-    outside.parent.mkdir()
-    outside.write_bytes(secret)
-    location = attack(folder, outside, variant)
-    data = onnx_models.external_model(location).SerializeToString()
-    source = put(tmp_path, "model/a.onnx", data)
-    listed = {location: digest_of_bytes(secret)}
-    assert check_external_files(folder, outline_of_onnx(data), listed)
-    for external in ({}, {location: secret}, {"weights.bin": secret}):
-        with pytest.raises(InputError):
-            fetch(onnx_models.declared(data, source, external=external))
-    assert visible(tmp_path) == []
-    assert outside.read_bytes() == secret
-
-
-def test_check_external_files_accepts_what_is_right(tmp_path: Path) -> None:
-    (tmp_path / "weights.bin").write_bytes(WEIGHTS)
-    outline = outline_of_onnx(EXTERNAL)
-    listed = {"weights.bin": digest_of_bytes(WEIGHTS)}
-    assert check_external_files(tmp_path, outline, listed) == ()
-
-
-@pytest.mark.parametrize("path", ["../secret.onnx", "link.onnx", "linked/secret.onnx", "none.onnx"])
-def test_the_model_itself_lies_below_the_matrix(
-    tmp_path: Path, fetch: Callable[..., FetchedModel], path: str
-) -> None:
-    (tmp_path / "secret.onnx").write_bytes(PLAIN)
-    (tmp_path / "repo/link.onnx").symlink_to(tmp_path / "secret.onnx")
-    (tmp_path / "repo/linked").symlink_to(tmp_path)
-    with pytest.raises(InputError):
-        fetch(onnx_models.declared(PLAIN, Source(file=path)))
-    assert visible(tmp_path) == []
-
-
-def test_the_folder_itself_may_be_reached_through_a_link(tmp_path: Path) -> None:
-    (tmp_path / "real").mkdir()
-    (tmp_path / "real/a").write_bytes(b"a")
-    (tmp_path / "link").symlink_to(tmp_path / "real")
-    with open_beneath(tmp_path / "link", "a") as file:
-        assert file.read() == b"a"
-
-
 GENERATOR = """
 import json, os, sys
 out, *arguments = sys.argv[1:]
@@ -356,7 +222,7 @@ def test_a_generator_gets_arguments_as_they_are_and_no_environment(
     assert f'arguments ["{evil[:-1]}\\n", "--help"]' in said
     assert "A_SECRET" not in said
     assert "PATH" in said
-    assert len(visible(tmp_path)) == 1
+    assert len(visible(tmp_path / "cache")) == 1
 
 
 @pytest.mark.parametrize(
@@ -374,7 +240,7 @@ def test_a_generator_that_fails_leaves_nothing(
     with pytest.raises((StoreError, InputError)) as caught:
         fetch(generated(PLAIN))
     assert reason in " ".join([caught.value.message, *caught.value.log_tail])
-    assert visible(tmp_path) == []
+    assert visible(tmp_path / "cache") == left_behind(tmp_path / "cache") == []
 
 
 def test_a_generator_lies_below_the_matrix(
@@ -400,9 +266,42 @@ def test_without_the_network_only_the_cache_answers(
     assert fetch(onnx_models.declared(PLAIN, source)).path.read_bytes() == PLAIN
 
 
+def test_what_a_killed_fetch_left_is_used_when_whole_and_replaced_when_not(
+    tmp_path: Path, fetch: Callable[..., FetchedModel]
+) -> None:
+    source = put(tmp_path, "models/a.onnx", EXTERNAL)
+    put(tmp_path, "models/weights.bin", WEIGHTS)
+    model = onnx_models.declared(EXTERNAL, source, external={"weights.bin": WEIGHTS})
+    identity = identity_of_model(model).removeprefix("sha256:")
+    left = tmp_path / "cache/models" / f".work-{identity}"
+    (left / "entry/files").mkdir(parents=True)
+    (left / "scratch-old").mkdir()
+    (left / "entry/files/model.onnx").write_bytes(EXTERNAL)
+    (left / "entry/files/weights.bin").write_bytes(WEIGHTS[:100])
+    (tmp_path / "repo/models/a.onnx").unlink()  # not needed any more
+    got = fetch(model)
+    assert (got.folder / "weights.bin").read_bytes() == WEIGHTS
+    assert visible(tmp_path / "cache") == [identity]
+
+
+def test_of_two_that_publish_the_second_gives_way(tmp_path: Path) -> None:
+    """Where locks do not work: the rename decides, and the first entry stays whole."""
+    digests = {MODEL_FILE: digest_of_bytes(PLAIN)}
+    folder = tmp_path / "models/entry"
+    for name in ("one", "two"):
+        work = Work(entry=tmp_path / "models" / name, parts=tmp_path, scratch=tmp_path)
+        work.files.mkdir(parents=True)
+        (work.files / MODEL_FILE).write_bytes(PLAIN)
+        (work.files / f"of-{name}").write_bytes(b"")
+        publish(work, folder, digests=digests, outline=outline_of_onnx(PLAIN))
+    assert load_entry(folder, digests)
+    assert (folder / FILES / "of-one").exists()
+    assert not (folder / FILES / "of-two").exists()
+
+
 def test_a_cache_that_cannot_be_written_is_a_store_error(
     tmp_path: Path, fetch: Callable[..., FetchedModel]
 ) -> None:
     (tmp_path / "cache").write_text("a file where the folder should be")
-    with pytest.raises(StoreError, match="Not a directory|File exists"):
+    with pytest.raises(StoreError, match=r"Not a directory|File exists"):
         fetch(onnx_models.declared(PLAIN, put(tmp_path, "models/a.onnx", PLAIN)))

@@ -108,7 +108,7 @@ ONE = [
     # keys
     ("pull: 140 MB", "pul: 140 MB", '7 images.rtx.budget.pul: there is no key "pul" here: did you'),
     ("schema: 1", "schema: 1\nzzz: 2", '1 zzz: there is no key "zzz" here: write one of schema, '),
-    ("    backend: tensorrt-rtx\n", "", f"the key backend is missing: add backend: with {BACKENDS[6:]}"),
+    ("    backend: tensorrt-rtx\n", "", f"backend is missing: add backend: with {BACKENDS[6:]}"),
     ("    sha256: sha256:3", "    sha265: sha256:3", 'there is no key "sha265" here: did you me'),
     ("schema: 1\n", "", "1 (top level): the key schema is missing: add schema: with 1"),
     ("  cpu:\n", "  CPU:\n", '3 gpus.CPU: "CPU" does not fit: write lower-case letters, digits'),

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from planyard.core import schema as schema_module
-from planyard.core.matrix import Matrix
 from planyard.core.reader import read_matrix
 from planyard.core.schema import matrix_json_schema, schemas
 
@@ -77,7 +76,7 @@ def test_every_struct_is_described_and_closed():
         assert definition["description"], name
 
 
-def test_the_text_is_the_same_every_time(monkeypatch):
+def test_the_text_is_the_same_every_time():
     before = json.dumps(SCHEMA)
     assert json.dumps(matrix_json_schema()) == before
     assert schemas()["matrix"] == SCHEMA
@@ -88,6 +87,5 @@ def test_a_type_without_a_schema_is_a_bug():
     class Odd(msgspec.Struct):
         value: Path
 
-    with pytest.raises(NotImplementedError, match="no schema is written"):
+    with pytest.raises(TypeError, match="custom types requires"):
         msgspec.json.schema(Odd, schema_hook=schema_module._custom_schema)
-    assert Matrix.__name__ in SCHEMA["$defs"]

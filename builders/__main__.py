@@ -1,0 +1,5 @@
+"""`python -m builders` is `planyard`."""
+
+from builders.cli import main
+
+main()

@@ -1,0 +1,48 @@
+"""The command line: `planyard`, also `python -m builders`. Verbs live in the `cli_*` modules.
+
+Nothing heavy is imported before a verb needs it: a build with nothing to do takes a tenth of a
+second.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+import planyard
+
+app = typer.Typer(
+    name="planyard",
+    help="Build slim GPU inference images and TensorRT plans from one matrix, and refuse what "
+    "would fall back to something slower.",
+    epilog="Start with: planyard cells --explain, then planyard build.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"planyard {planyard.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    """Options before a verb."""
+
+
+def main() -> None:
+    """The entry point."""
+    from builders import cli_build, cli_look, cli_tend
+
+    for module in (cli_build, cli_look, cli_tend):
+        module.add_to(app)
+    app()

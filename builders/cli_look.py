@@ -1,0 +1,257 @@
+"""The verbs that look: cells, plan show, log-check, lookup, snapshot show. None needs Docker."""
+
+from __future__ import annotations
+
+import json as json_library
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from builders.cli_build import plan_app
+from builders.verbs import (
+    DEFAULT_MATRIX,
+    JsonOption,
+    MatrixOption,
+    SelectOption,
+    StoreOption,
+    load,
+    open_store,
+    verb,
+)
+from planyard.core.errors import EXIT_FINDINGS, InputError, IntegrityError
+from planyard.core.units import format_bytes
+from planyard.edge.console import Console
+
+snapshot_app = typer.Typer(help="Read capability snapshots.", no_args_is_help=True)
+DigestArgument = Annotated[
+    str, typer.Argument(metavar="IMAGE_DIGEST", help="sha256:…, or 12 or more of its hex digits.")
+]
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add these verbs to the application."""
+    app.command("cells")(cells)
+    app.command("log-check")(log_check)
+    app.command("lookup")(lookup)
+    plan_app.command("show")(plan_show)
+    snapshot_app.command("show")(snapshot_show)
+    app.add_typer(snapshot_app, name="snapshot")
+
+
+@verb
+def cells(
+    matrix: MatrixOption = DEFAULT_MATRIX,
+    select: SelectOption = None,
+    json: JsonOption = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Show every dropped cell with rule, reason, source.")
+    ] = False,
+    github: Annotated[
+        bool, typer.Option("--github", help="GitHub matrices, each below 256 jobs, as JSON.")
+    ] = False,
+) -> int:
+    """The cells of the matrix, and why the others were dropped.
+
+    Examples: planyard cells --explain, or planyard cells --json --select 'rtx/*'
+    """
+    import msgspec
+
+    from planyard.core.cells import expand, github_matrix
+    from planyard.core.cells import select as select_cells
+    from planyard.core.compat import load_compat
+
+    console = Console(quiet=json or github)
+    loaded = load(matrix)
+    expansion = expand(loaded.matrix, load_compat())
+    chosen = select_cells(expansion.cells, select or [])
+    for rule in expansion.idle_rules:
+        console.warn(f"{matrix.name}: the drop rule {rule} matches no cell")
+    if github:
+        matrices = github_matrix(chosen, gpus=loaded.matrix.gpus)
+        console.document(json_library.dumps(matrices))
+    elif json:
+        document = {"schema": 1, "cells": chosen, "dropped": expansion.dropped}
+        console.document(msgspec.json.encode(document).decode())
+    else:
+        for cell in chosen:
+            console.document(cell.id)
+        if explain:
+            _explain(expansion.dropped, console)
+        console.detail(
+            f"{len(chosen)} cells; {len(expansion.dropped)} dropped"
+            + ("" if explain else " (--explain says why)")
+        )
+    return 0
+
+
+def _explain(dropped: tuple[Any, ...], console: Console) -> None:
+    """Every dropped cell, under the rule that dropped it."""
+    by_rule: dict[tuple[str, str, str], list[str]] = {}
+    for each in dropped:
+        by_rule.setdefault((each.rule, each.reason, each.source), []).append(each.id)
+    for (rule, reason, source), ids in by_rule.items():
+        console.say()
+        console.title(f"{rule}: {reason}")
+        console.detail(f"  source: {source}")
+        for cell in ids:
+            console.say(f"  - {cell}")
+
+
+@verb
+def plan_show(
+    file: Annotated[Path, typer.Argument(help="A TensorRT or TensorRT for RTX plan.")],
+    json: JsonOption = False,
+) -> int:
+    """What a plan file says about itself, without TensorRT or a GPU.
+
+    Ends with 10 when the file is no plan, or not the whole of one.
+    """
+    import msgspec
+
+    from engines.header import HEAD_BYTES, NotAPlan, read_header
+
+    console = Console(quiet=json)
+    try:
+        with file.open("rb") as stream:
+            head = stream.read(HEAD_BYTES)
+        found = read_header(head, size_bytes=file.stat().st_size)
+    except OSError as error:
+        raise InputError([f"{file}: cannot be read: {error.strerror}"]) from error
+    if json:
+        console.document(msgspec.json.encode({"schema": 1, "plan": found}).decode())
+    if isinstance(found, NotAPlan):
+        raise IntegrityError(f"{file}: {found.reason}")
+    if not json:
+        console.document(_describe_plan(found))
+    if found.whole is False:
+        raise IntegrityError(f"{file}: {found.problem}")
+    return 0
+
+
+def _describe_plan(found: Any) -> str:
+    targets = ", ".join(f"{sm / 10}" for sm in found.sm_targets) or "not in the header"
+    whole = {True: "yes", False: "no", None: "cannot be told from the header"}[found.whole]
+    lines = [
+        f"kind      {found.kind}",
+        f"version   {found.version}",
+        f"SM        {targets}",
+        f"size      {format_bytes(found.size_bytes)}",
+        f"whole     {whole}",
+    ]
+    return "\n".join(lines)
+
+
+@verb
+def log_check(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Log files; standard input when none is given.")
+    ] = None,
+    json: JsonOption = False,
+) -> int:
+    """Find the lines in a log that say a GPU workload fell back to something slower.
+
+    Examples: planyard log-check server.log, or docker logs app 2>&1 | planyard log-check --json
+    """
+    from smoke.gates.logs import scan_lines
+    from smoke.rules import load_rules
+
+    console = Console(quiet=json)
+    rules = load_rules()
+    found: list[dict[str, object]] = []
+    for name, stream in _streams(files or []):
+        with stream:
+            for hit in scan_lines(iter(lambda: stream.readline(1 << 20), b""), rules):  # noqa: B023
+                entry = {"file": name, "rule": hit.rule, "line": hit.line, "text": hit.text}
+                found.append({**entry, "severity": hit.severity, "why": hit.why})
+                if not json:
+                    console.document(f"{name}:{hit.line}: {hit.severity}: {hit.text} [{hit.rule}]")
+                    console.detail(f"    {hit.why}")
+    if json:
+        console.document(json_library.dumps({"schema": 1, "findings": found}, ensure_ascii=False))
+    elif not found:
+        console.detail("no words of loss; a clean log alone proves nothing")
+    return EXIT_FINDINGS if any(each["severity"] == "fail" for each in found) else 0
+
+
+def _streams(files: list[Path]) -> Any:
+    if not files:
+        yield "stdin", sys.stdin.buffer
+    for file in files:
+        try:
+            yield str(file), file.open("rb")
+        except OSError as error:
+            raise InputError([f"{file}: cannot be read: {error.strerror}"]) from error
+
+
+@verb
+def lookup(
+    digest: DigestArgument,
+    sm: Annotated[int | None, typer.Option("--sm", help="Only plans for this SM, like 89.")] = None,
+    pull: Annotated[
+        Path | None, typer.Option("--pull", metavar="DIR", help="Write the verified files here.")
+    ] = None,
+    store: StoreOption = None,
+    json: JsonOption = False,
+) -> int:
+    """The plans and snapshots of an image, by its digest.
+
+    Examples: planyard lookup sha256:0123456789ab --sm 89 --pull plans/
+    """
+    from engines.lookup import lookup as look
+    from engines.lookup import lookup_to_json
+    from engines.lookup import pull as pull_plans
+
+    console = Console(quiet=json)
+    opened = open_store(store, root=Path.cwd())
+    result = look(opened, digest, sm=sm)
+    written = pull_plans(opened, result, pull) if pull else ()
+    if json:
+        console.document(lookup_to_json(result).decode())
+        return 0
+    console.title(f"{result.snapshots[0].image_name}  {result.image}")
+    for snapshot in result.snapshots:
+        _show_snapshot(snapshot, console)
+    rows = [
+        (plan.cell, f"{plan.sm / 10}", format_bytes(plan.size_bytes), plan.digest[:19])
+        for plan in result.plans
+    ]
+    if rows:
+        console.say()
+        console.table(("plan", "SM", "size", "digest"), rows)
+    for left in result.not_fitting:
+        console.detail(f"left out: {left.cell}: {left.why}")
+    for path in written:
+        console.good(f"wrote {path}")
+    return 0
+
+
+def _show_snapshot(snapshot: Any, console: Console) -> None:
+    from collections import Counter
+
+    from planyard.core.report import smoke_text
+
+    counts = Counter(verdict.verdict for verdict in snapshot.smoke)
+    found = ", ".join(f"{name} {each.version}" for name, each in snapshot.versions_found.items())
+    console.say(f"  {snapshot.gpu}: smoke {smoke_text(dict(counts))}; {snapshot.created}; {found}")
+
+
+@verb
+def snapshot_show(
+    digest: DigestArgument,
+    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU of the matrix.")] = None,
+    store: StoreOption = None,
+) -> int:
+    """The snapshots of an image, whole, as JSON: what it proved, and on what."""
+    from engines.lookup import lookup as look
+    from engines.snapshot import to_json
+
+    result = look(open_store(store, root=Path.cwd()), digest)
+    chosen = [each for each in result.snapshots if gpu in (None, each.gpu)]
+    if not chosen:
+        known = ", ".join(sorted({each.gpu for each in result.snapshots}))
+        raise InputError([f"--gpu {gpu}: this image has snapshots for {known}"])
+    documents = [json_library.loads(to_json(snapshot)) for snapshot in chosen]
+    Console().document(json_library.dumps(documents, indent=2, ensure_ascii=False))
+    return 0

@@ -1,0 +1,197 @@
+"""The end of a build: findings, the closing table, the document, GitHub's summary, the memo."""
+
+from __future__ import annotations
+
+import json as json_library
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from planyard.core.units import format_seconds
+from planyard.edge import files
+from planyard.edge.console import Console
+
+if TYPE_CHECKING:
+    from builders.workspace import Workspace
+    from planyard.core.findings import Finding
+    from planyard.core.reader import LoadedMatrix
+    from planyard.core.report import BuildReport
+
+
+def close_build(
+    report: BuildReport,
+    *,
+    loaded: LoadedMatrix,
+    workspace: Workspace,
+    matrix: Path,
+    state: Path,
+    options: Sequence[str],
+    json: bool,
+    require_smoke: bool,
+) -> int:
+    """Show what came of a build and leave a memo when it was complete; returns the exit code."""
+    from planyard.core.report import exit_code
+
+    show_report(
+        report,
+        loaded=loaded,
+        console=workspace.console,
+        json=json,
+        require_smoke=require_smoke,
+    )
+    code = exit_code(report, require_smoke=require_smoke)
+    if code == 0:
+        _leave_memo(
+            report, loaded=loaded, workspace=workspace, matrix=matrix, state=state, options=options
+        )
+    return code
+
+
+def show_report(
+    report: BuildReport,
+    *,
+    loaded: LoadedMatrix,
+    console: Console,
+    json: bool,
+    require_smoke: bool,
+) -> None:
+    """Failures, findings, what nobody ran, and the table."""
+    from planyard.core.report import TABLE_HEADER, findings_of, not_run, table_rows
+
+    for failure in report.plan_failures:
+        for line in failure.log_tail[-12:]:
+            console.detail(f"  │ {line}")
+        console.error(f"{failure.cell}: {failure.message}")
+    for finding in findings_of(report):
+        _show_finding(finding, loaded=loaded, console=console)
+    for waiting in report.waiting:
+        console.warn(f"{waiting.cell}: {waiting.reason}")
+    _show_not_run([(each.cell, each.reason) for each in not_run(report)], console, require_smoke)
+    rows = table_rows(report)
+    console.say()
+    console.table(TABLE_HEADER, rows)
+    console.say(_times(report))
+    _show_next([image.digest for image in report.images if image.digest], console, report)
+    console.step_summary(_summary(TABLE_HEADER, rows, findings_of(report)))
+    if json:
+        import msgspec
+
+        console.document(msgspec.json.encode(report).decode())
+
+
+def _show_next(digests: Sequence[str], console: Console, report: BuildReport) -> None:
+    if report.snapshots:
+        with_plans = {snapshot.image for snapshot in report.snapshots if report.plans}
+        best = next((digest for digest in digests if digest in with_plans), digests[0])
+        console.say(f"next:  planyard lookup {best}")
+
+
+def _times(report: BuildReport) -> str:
+    own = max(report.seconds - report.outside_seconds, 0.0)
+    return (
+        f"{format_seconds(report.seconds)} in all, {format_seconds(own)} of them outside Docker, "
+        "the compiler and downloads"
+    )
+
+
+def _show_finding(finding: Finding, *, loaded: LoadedMatrix, console: Console) -> None:
+    line, column = loaded.where(place_of_finding(finding))
+    show = console.error if finding.severity == "fail" else console.warn
+    show(f"{finding.where}: {finding.message} [{finding.rule}]")
+    for each in finding.evidence:
+        console.detail(f"    {each}")
+    if console.github:
+        console.annotate(f"{loaded.name}:{line}:{column} {finding.where}: {finding.message}")
+
+
+def place_of_finding(finding: Finding) -> tuple[str | int, ...]:
+    """The key of the matrix that a finding is about."""
+    image, *rest = finding.where.split("/")
+    if finding.gate == "budget":
+        return ("images", image, "budget", finding.rule.removeprefix("budget."))
+    if len(rest) >= 2:
+        return ("models", rest[0], "profiles", rest[1])
+    return ("images", image)
+
+
+def _show_not_run(cells: list[tuple[str, str]], console: Console, required: bool) -> None:
+    """Loudly, but one line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for cell, reason in cells:
+        by_reason.setdefault(reason, []).append(cell)
+    show = console.error if required else console.warn
+    for reason, names in by_reason.items():
+        show(
+            f"NOT RUN: {len(names)} cells, because {reason}: {', '.join(names[:3])}"
+            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        )
+
+
+def _summary(
+    header: Sequence[str], rows: Sequence[Sequence[str]], findings: Sequence[Finding]
+) -> str:
+    """Markdown for GitHub's job summary."""
+    lines = ["## planyard build", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
+    lines += [f"| {' | '.join(row)} |" for row in rows]
+    if findings:
+        lines += ["", "### Findings", ""]
+        lines += [f"- **{each.where}**: {each.message} (`{each.rule}`)" for each in findings]
+    return "\n".join(lines) + "\n"
+
+
+def _leave_memo(
+    report: BuildReport,
+    *,
+    loaded: LoadedMatrix,
+    workspace: Workspace,
+    matrix: Path,
+    state: Path,
+    options: Sequence[str],
+) -> None:
+    import msgspec
+
+    from builders import memo
+    from planyard.core.report import TABLE_HEADER, not_run, table_rows
+
+    images = loaded.matrix.images
+    inputs = {workspace.root / image.dockerfile for image in images.values()}
+    inputs |= {workspace.root / image.context for image in images.values()}
+    locks = [lock for image in images.values() for lock in (image.lock, image.compiler_lock)]
+    inputs |= {workspace.root / lock for lock in locks if lock}
+    summary = {
+        "header": TABLE_HEADER,
+        "rows": table_rows(report),
+        "not_run": [(each.cell, each.reason) for each in not_run(report)],
+        "images": [image.digest for image in report.images],
+        "plans": len(report.plans),
+        "lookup": next((each.image for each in report.snapshots), None),
+    }
+    blobs = [image.digest or "" for image in report.images]
+    blobs += [plan.digest for plan in report.plans]
+    blobs += [verdict.log_digest for verdict in report.verdicts]
+    document = memo.memo_of(
+        matrix=matrix,
+        options=options,
+        inputs=[*inputs, *memo.own_files()],
+        blobs_in=workspace.store.root / "blobs" / "sha256",
+        blobs=blobs,
+        summary=summary,
+    )
+    files.write_bytes(memo.report_path(state), msgspec.json.encode(report))
+    files.write_bytes(memo.memo_path(state), json_library.dumps(document).encode())
+
+
+def show_memo(memo: dict[str, Any], *, state: Path, console: Console, json: bool) -> None:
+    """Say that there is nothing to do, and what there is."""
+    from builders.memo import report_path
+
+    summary = memo["summary"]
+    images, plans = len(summary["images"]), summary["plans"]
+    console.good(f"nothing to do: {images} images and {plans} plans are up to date")
+    _show_not_run([tuple(each) for each in summary["not_run"]], console, False)
+    console.say()
+    console.table(summary["header"], summary["rows"])
+    if summary["lookup"]:
+        console.say(f"next:  planyard lookup {summary['lookup']}")
+    if json:
+        console.document(report_path(state).read_text())

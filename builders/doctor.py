@@ -1,0 +1,110 @@
+"""What this machine has and lacks, each with what it means and the command that mends it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import msgspec
+
+from builders import setup
+from planyard.core.errors import PlanyardError
+from planyard.core.units import format_bytes
+from planyard.edge import docker
+from planyard.edge.gpu import local_gpus
+
+_WANTED_BYTES = 12 * 10**9
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing looked at: what was found, and what to do when it is not enough."""
+
+    name: str
+    ok: bool
+    found: str
+    means: str = ""
+    mend: str = ""
+
+
+def examine() -> tuple[Check, ...]:
+    """Look at everything once; nothing is changed."""
+    engine = docker.find_engine()
+    return (
+        _engine(engine),
+        _build_client(engine),
+        *(_tool(tool) for tool in (setup.SKOPEO, setup.MMDEBSTRAP)),
+        _disk(),
+        _gpu(engine),
+    )
+
+
+def _engine(engine: docker.Engine | None) -> Check:
+    if engine:
+        return Check(name="Docker engine", ok=True, found=f"{engine.version()} at {engine.host}")
+    if setup.find_program("dockerd"):
+        found = "none answers; a build starts a private one (dockerd is installed)"
+        may = os.geteuid() == 0 or shutil.which("sudo") is not None
+        return Check(
+            name="Docker engine",
+            ok=may,
+            found=found,
+            means="a private engine needs root or sudo",
+            mend="run as root, or install sudo",
+        )
+    return Check(
+        name="Docker engine",
+        ok=False,
+        found="none answers, and dockerd is not installed",
+        means="images and plans are built in containers",
+        mend="planyard setup",
+    )
+
+
+def _build_client(engine: docker.Engine | None) -> Check:
+    try:
+        command = docker.find_build_client()
+    except PlanyardError as error:
+        mend = "planyard setup" if engine is None else "install the docker-buildx plugin"
+        means = "images are built with BuildKit"
+        return Check(name="BuildKit client", ok=False, found=error.message, means=means, mend=mend)
+    return Check(name="BuildKit client", ok=True, found=" ".join(command))
+
+
+def _tool(tool: setup.Tool) -> Check:
+    path = setup.find_program(tool.program)
+    return Check(
+        name=tool.program,
+        ok=path is not None,
+        found=path or "not installed",
+        means=f"it {tool.purpose}",
+        mend=setup.install_command([tool]),
+    )
+
+
+def _disk() -> Check:
+    free = shutil.disk_usage(Path.cwd()).free
+    return Check(
+        name="disk",
+        ok=free >= _WANTED_BYTES,
+        found=f"{format_bytes(free)} free here",
+        means=f"the default matrix needs about {format_bytes(_WANTED_BYTES)} while it is built",
+        mend="make room, or build elsewhere with --matrix",
+    )
+
+
+def _gpu(engine: docker.Engine | None) -> Check:
+    gpus = local_gpus()
+    if not gpus:
+        found = "none; GPU cells will be `not run`, plans are compiled all the same"
+        return Check(name="GPU", ok=True, found=found)
+    found = ", ".join(f"SM {gpu.sm / 10} (driver {gpu.driver})" for gpu in gpus)
+    if engine and not engine.has_gpu_runtime():
+        return Check(
+            name="GPU",
+            ok=False,
+            found=found,
+            means="the engine cannot hand the GPU to a container",
+            mend="install nvidia-container-toolkit and restart Docker",
+        )
+    return Check(name="GPU", ok=True, found=found)

@@ -1,0 +1,84 @@
+"""Load `matrix.yaml` and everything that must agree with it before anything is built."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from builders.wheels import Requirement, read_lock
+from planyard.core.compat import contradictions, load_compat
+from planyard.core.errors import InputError
+from planyard.core.located import KeyPath, Problem
+from planyard.core.matrix import Matrix, Pins
+from planyard.core.reader import LoadedMatrix, load_matrix
+
+_READ_BYTES = (1 << 20) + 1  # one more than the reader takes, so that it can say so
+
+
+def load(path: Path) -> LoadedMatrix:
+    """The matrix at `path`; raises InputError with every problem: shape, rules, pins, locks."""
+    try:
+        with path.open("rb") as file:
+            data = file.read(_READ_BYTES)
+    except OSError as error:
+        raise InputError(
+            [f"{path}: cannot be read: {error.strerror}"],
+            mend="run this in the folder of a matrix.yaml, or name one with --matrix",
+        ) from error
+    loaded = load_matrix(data, name=path.name)
+    problems = [
+        Problem(where, *loaded.where(where), message)
+        for where, message in _disagreements(loaded.matrix, root=path.parent)
+    ]
+    if problems:
+        lines = [problem.text(path.name) for problem in sorted(problems, key=lambda each: each[1:])]
+        raise InputError(lines, mend=f"mend {path.name} and run this again")
+    return loaded
+
+
+def _disagreements(matrix: Matrix, *, root: Path) -> Iterator[tuple[KeyPath, str]]:
+    backends = {image.backend for image in matrix.images.values()}
+    for found in contradictions(load_compat(), matrix.pins, backends=backends):
+        yield found.path, f"{found.message} ({found.source})"
+    for name, image in matrix.images.items():
+        for field, lock in (("lock", image.lock), ("compiler_lock", image.compiler_lock)):
+            if lock is None:
+                continue
+            where: KeyPath = ("images", name, field)
+            try:
+                requirements = read_lock((root / lock).read_text(), name=lock)
+            except InputError as error:
+                yield from ((where, problem) for problem in error.problems)
+            except (OSError, UnicodeDecodeError) as error:
+                yield where, f"{lock} cannot be read: {error}"
+            else:
+                yield from ((where, text) for text in _against_pins(requirements, matrix.pins))
+
+
+def _against_pins(requirements: tuple[Requirement, ...], pins: Pins) -> Iterator[str]:
+    """Where a lock has another version, or another wheel, than the pins."""
+    for wheel in requirements:
+        pinned = _pinned(wheel.name, pins)
+        if pinned and not _is_version(wheel.version, pinned):
+            yield f"{wheel.name} is {wheel.version} in the lock, but the pins say {pinned}"
+        digest = pins.onnxruntime.wheels.get(wheel.name)
+        if digest and digest.removeprefix("sha256:") not in wheel.sha256:
+            yield f"{wheel.name}: the lock names another wheel than pins.onnxruntime.wheels"
+
+
+def _pinned(project: str, pins: Pins) -> str:
+    """The pin a project must follow; empty for all others."""
+    if project in ("onnxruntime", "onnxruntime-gpu"):
+        return pins.onnxruntime.version
+    families = (
+        (r"tensorrt-rtx(-cu\d+)?(-libs|-bindings)?", pins.tensorrt_rtx),
+        (r"tensorrt(-lean|-dispatch)?(-cu\d+)?(-libs|-bindings)?", pins.tensorrt),
+        (r"nvidia-cudnn(-cu\d+)?", pins.cudnn),
+        (r"nvidia-cuda-(runtime|nvrtc)(-cu\d+)?", pins.cuda),
+    )
+    return next((pin for name, pin in families if re.fullmatch(name, project)), "")
+
+
+def _is_version(version: str, pinned: str) -> bool:
+    return version == pinned or version.startswith(f"{pinned}.")

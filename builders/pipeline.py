@@ -1,0 +1,279 @@
+"""The line from a matrix to snapshots; the only place where images, plans and smoke runs meet.
+
+It reads as a list of verbs. Each step finds its result in the store or makes it, so a build that
+was interrupted goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from builders.audit import check_budget
+from builders.image import ImageOrder, load_image, make_image, order_image
+from builders.models import FetchedModel, fetch_model
+from builders.plan import CompileJob, PlanOrder, compile_plans, order_plans, stored_plan
+from builders.smoking import Smoking
+from builders.snapshots import write_snapshots
+from builders.workspace import Workspace
+from planyard.core.cells import Cell, CompileGroup, compile_groups, expand, plan_cells, select
+from planyard.core.compat import load_compat, pinned_version
+from planyard.core.errors import ImageBuildError
+from planyard.core.matrix import Matrix
+from planyard.core.reader import LoadedMatrix
+from planyard.core.report import (
+    BuildReport,
+    ImageOutcome,
+    PlanFailure,
+    SnapshotWritten,
+    WaitingCell,
+)
+from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
+
+AWAITING_GPU = "awaiting a GPU runner: classic TensorRT compiles on a GPU of the cell's own SM"
+
+
+@dataclass(kw_only=True)
+class Build:
+    """One build: what was asked, and what has come of it so far."""
+
+    loaded: LoadedMatrix
+    workspace: Workspace
+    cells: tuple[Cell, ...]
+    all_cells: tuple[Cell, ...]
+    images: dict[str, ImageRecord] = field(default_factory=dict)
+    compilers: dict[str, tuple[ImageOrder, ImageRecord]] = field(default_factory=dict)
+    built: set[str] = field(default_factory=set)
+    image_errors: dict[str, ImageBuildError] = field(default_factory=dict)
+    models: dict[str, FetchedModel] = field(default_factory=dict)
+    plans: dict[str, PlanRecord] = field(default_factory=dict)
+    compiled: list[str] = field(default_factory=list)
+    failures: list[PlanFailure] = field(default_factory=list)
+    waiting: list[WaitingCell] = field(default_factory=list)
+    verdicts: dict[str, SmokeVerdict] = field(default_factory=dict)
+    snapshots: tuple[SnapshotWritten, ...] = ()
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @property
+    def matrix(self) -> Matrix:
+        """The matrix being built."""
+        return self.loaded.matrix
+
+    @contextmanager
+    def timing(self, image: str) -> Iterator[None]:
+        """Count a block's time as that image's share."""
+        started = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[image] += time.monotonic() - started
+
+
+def build(
+    loaded: LoadedMatrix,
+    *,
+    patterns: Sequence[str],
+    workspace: Workspace,
+    until: str = "snapshots",
+) -> BuildReport:
+    """Build the selected cells, from images to snapshots, or up to the step named by `until`."""
+    started = time.monotonic()
+    work = start_build(loaded, patterns=patterns, workspace=workspace)
+    for name, step in STEPS.items():
+        step(work)
+        if name == until:
+            break
+    return report_build(work, seconds=time.monotonic() - started)
+
+
+def start_build(loaded: LoadedMatrix, *, patterns: Sequence[str], workspace: Workspace) -> Build:
+    """Expand and select; nothing outside is asked yet."""
+    expansion = expand(loaded.matrix, load_compat())
+    cells = select(expansion.cells, patterns)
+    return Build(loaded=loaded, workspace=workspace, cells=cells, all_cells=expansion.cells)
+
+
+def make_images(work: Build) -> None:
+    """Every image the selected cells need, and the compilers of their plans.
+
+    An image that cannot be built ends its own cells; the others go on.
+    """
+    for name in dict.fromkeys(cell.image for cell in work.cells):
+        spec = work.matrix.images[name]
+        with work.timing(name):
+            try:
+                order = order_image(name, spec, matrix=work.matrix, workspace=work.workspace)
+                work.images[name], built = make_image(order, workspace=work.workspace)
+                if spec.compiler and _compiles_here(name, work):
+                    order = order_image(
+                        name, spec, matrix=work.matrix, workspace=work.workspace, compiler=True
+                    )
+                    compiler, _ = make_image(order, workspace=work.workspace)
+                    work.compilers[name] = (order, compiler)
+            except ImageBuildError as error:
+                work.workspace.console.error(f"{name}: {error.message}")
+                work.image_errors[name] = error
+                continue
+        if built:
+            work.built.add(name)
+
+
+def _compiles_here(image: str, work: Build) -> bool:
+    """Classic TensorRT needs a GPU to compile; TensorRT for RTX does not."""
+    return work.matrix.images[image].backend == "tensorrt-rtx"
+
+
+def make_plans(work: Build) -> None:
+    """Every plan the selected cells need: found by recipe, or compiled group by group."""
+    for group in compile_groups(plan_cells(work.cells)):
+        if group.image in work.image_errors:
+            continue
+        with work.timing(group.image):
+            if not _compiles_here(group.image, work):
+                work.waiting += [
+                    WaitingCell(cell=cell.id, reason=AWAITING_GPU) for cell in group.cells
+                ]
+                continue
+            _make_group(group, work)
+
+
+def _make_group(group: CompileGroup, work: Build) -> None:
+    order, compiler = work.compilers[group.image]
+    packages = {wheel.name: wheel.version for wheel in order.recipe.wheels}
+    wanted: list[PlanOrder] = []
+    for plan in order_plans(group, matrix=work.matrix, compiler=compiler, packages=packages):
+        stored = stored_plan(plan, workspace=work.workspace)
+        if stored is not None:
+            work.plans[plan.cell.id] = stored
+        else:
+            wanted.append(plan)
+    if not wanted:
+        return
+    job = CompileJob(
+        group=group,
+        orders=tuple(wanted),
+        model=_model(group.model, work),
+        spec=work.matrix.models[group.model],
+        settings=work.matrix.compile,
+        image=load_image(compiler, workspace=work.workspace),
+        python=work.matrix.images[group.image].python,
+        version=pinned_version(work.matrix.pins, group.backend),
+    )
+    title = f"compile {len(wanted)} plans of {group.model} {group.precision}"
+    with work.workspace.console.step(title) as step:
+        for result in compile_plans(job, workspace=work.workspace, step=step):
+            if isinstance(result, PlanRecord):
+                work.plans[result.cell] = result
+                work.compiled.append(result.cell)
+            else:
+                work.failures.append(result)
+
+
+def smoke_cells(work: Build) -> None:
+    """Run what can run here, references first; the rest is `not run`, with its reason."""
+    smoking = Smoking(
+        matrix=work.matrix,
+        workspace=work.workspace,
+        all_cells=work.all_cells,
+        images=work.images,
+        models=_Models(work),
+        plans=work.plans,
+    )
+    for cell in work.cells:
+        with work.timing(cell.image):
+            work.verdicts[cell.id] = smoking.smoke(cell)
+
+
+def snapshot_images(work: Build) -> None:
+    """Write what each image proved on each GPU."""
+    work.snapshots = write_snapshots(
+        work.loaded,
+        cells=work.cells,
+        images=work.images,
+        plans=work.plans,
+        verdicts=work.verdicts,
+        workspace=work.workspace,
+    )
+
+
+STEPS: dict[str, Callable[[Build], None]] = {
+    "images": make_images,
+    "plans": make_plans,
+    "smoke": smoke_cells,
+    "snapshots": snapshot_images,
+}
+
+
+class _Models(dict[str, FetchedModel]):
+    """Models, fetched when first asked for: a build with nothing to do reads none."""
+
+    def __init__(self, work: Build) -> None:
+        super().__init__()
+        self._work = work
+
+    def __missing__(self, name: str) -> FetchedModel:
+        return _model(name, self._work)
+
+
+def _model(name: str, work: Build) -> FetchedModel:
+    if name not in work.models:
+        workspace = work.workspace
+        with workspace.console.step(f"fetch model {name}") as now, workspace.outside.running():
+            work.models[name] = fetch_model(
+                name,
+                work.matrix.models[name],
+                root=workspace.root,
+                cache=workspace.cache,
+                network=True,
+                report=now.update,
+            )
+    return work.models[name]
+
+
+def report_build(work: Build, *, seconds: float) -> BuildReport:
+    """What came of it, image by image."""
+    names = dict.fromkeys(cell.image for cell in work.cells)
+    return BuildReport(
+        images=tuple(_outcome(name, work) for name in names),
+        plans=tuple(work.plans.values()),
+        compiled=tuple(work.compiled),
+        plan_failures=tuple(work.failures),
+        waiting=tuple(work.waiting),
+        verdicts=tuple(work.verdicts.values()),
+        snapshots=work.snapshots,
+        seconds=round(seconds, 3),
+        outside_seconds=round(work.workspace.outside.seconds, 3),
+    )
+
+
+def _outcome(name: str, work: Build) -> ImageOutcome:
+    spec = work.matrix.images[name]
+    limits = {
+        "pull": spec.budget.pull,
+        "unpacked": spec.budget.unpacked,
+        "largest_layer": spec.budget.largest_layer,
+    }
+    budget = {key: int(limit) for key, limit in limits.items() if limit is not None}
+    error = work.image_errors.get(name)
+    if error is not None:
+        return ImageOutcome(name=name, digest=None, budget=budget, error=error.message)
+    image = work.images[name]
+    mine = [cell for cell in work.cells if cell.image == name]
+    return ImageOutcome(
+        name=name,
+        digest=image.digest,
+        pull_bytes=image.pull_bytes,
+        unpacked_bytes=image.unpacked_bytes,
+        budget=budget,
+        built=name in work.built,
+        findings=(*image.findings, *check_budget(image, spec.budget)),
+        plans=sum(cell.id in work.plans for cell in mine),
+        plans_wanted=len(plan_cells(mine)),
+        smoke=dict(
+            Counter(work.verdicts[cell.id].verdict for cell in mine if cell.id in work.verdicts)
+        ),
+        seconds=round(work.seconds[name], 3),
+    )

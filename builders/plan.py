@@ -1,0 +1,289 @@
+"""Plans: found by their recipe, or compiled in a container of the compiler image.
+
+Cells that share image, model and precision are compiled in one container: the model is converted
+and parsed once. The container has no network and a read-only root; the model is mounted read-only.
+A model the compiler refuses ends that cell, in the compiler's own words; the others go on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from builders.inside import Place, out_folder, run_inside
+from builders.models import FetchedModel, identity_of_model
+from builders.workspace import Workspace
+from engines import header, index
+from engines.recipe import Conversion, PlanRecipe, recipe_digest, recipe_inputs
+from planyard.core.cells import Cell, CompileGroup
+from planyard.core.compat import pinned_version
+from planyard.core.digest import digest_of_value
+from planyard.core.errors import IntegrityError, PlanCompileError
+from planyard.core.matrix import Compile, Matrix, Model, Tolerance
+from planyard.core.report import PlanFailure
+from planyard.core.results import ImageRecord, PlanRecord
+from planyard.edge import files
+from planyard.edge.console import Step
+
+INSIDE = Path(header.__file__).parent / "inside"
+_SCRIPTS = {"tensorrt-rtx": INSIDE / "tensorrt_rtx.py", "tensorrt": INSIDE / "tensorrt.py"}
+_TO_FP16 = INSIDE / "to_fp16.py"
+_CONVERTER_PACKAGES = ("numpy", "onnx", "onnxconverter-common", "onnxruntime", "protobuf")
+_JOB_SCHEMA = 1
+_SEED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanOrder:
+    """A plan that a cell asks for: its recipe, and the digest that finds it."""
+
+    cell: Cell
+    recipe: PlanRecipe
+    digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompileJob:
+    """Plans to compile in one container, and what it needs."""
+
+    group: CompileGroup
+    orders: tuple[PlanOrder, ...]
+    model: FetchedModel
+    spec: Model
+    settings: Compile
+    image: str
+    python: str
+    version: str
+
+
+def order_plans(
+    group: CompileGroup,
+    *,
+    matrix: Matrix,
+    compiler: ImageRecord,
+    packages: Mapping[str, str],
+) -> tuple[PlanOrder, ...]:
+    """The recipe of each cell's plan. `packages` are the versions locked in the compiler image."""
+    return tuple(
+        PlanOrder(cell=cell, recipe=recipe, digest=recipe_digest(recipe))
+        for cell in group.cells
+        for recipe in [_recipe(cell, matrix=matrix, compiler=compiler, packages=packages)]
+    )
+
+
+def _recipe(
+    cell: Cell, *, matrix: Matrix, compiler: ImageRecord, packages: Mapping[str, str]
+) -> PlanRecipe:
+    model = matrix.models[cell.model]
+    conversion = None
+    if cell.precision == "fp16":
+        conversion = Conversion(
+            script=files.digest_of_file(_TO_FP16),
+            packages={name: packages[name] for name in _CONVERTER_PACKAGES if name in packages},
+        )
+    if cell.sm is None:
+        raise PlanCompileError(f"{cell.id}: a plan needs the SM of a GPU")
+    return PlanRecipe(
+        model=identity_of_model(model),
+        backend="tensorrt-rtx" if cell.backend == "tensorrt-rtx" else "tensorrt",
+        version=pinned_version(matrix.pins, cell.backend),
+        builder_image=compiler.digest,
+        script=files.digest_of_file(_SCRIPTS[cell.backend]),
+        sm_targets=(cell.sm,),
+        profile=model.profiles[cell.profile],
+        precision=cell.precision,
+        workspace_bytes=matrix.compile.workspace,
+        optimization_level=matrix.compile.optimization_level,
+        conversion=conversion,
+    )
+
+
+def stored_plan(order: PlanOrder, *, workspace: Workspace) -> PlanRecord | None:
+    """A plan of this recipe that is in the store, under the cell that asks for it now."""
+    found = index.plans_of_recipe(workspace.store, order.digest)
+    return msgspec.structs.replace(found[0], cell=order.cell.id) if found else None
+
+
+def compile_plans(
+    job: CompileJob, *, workspace: Workspace, step: Step
+) -> Iterator[PlanRecord | PlanFailure]:
+    """Compile the plans of a job; yields a record or a failure for each cell, as they come."""
+    with files.scratch_folder(workspace.scratch, prefix="compile-") as scratch:
+        try:
+            model = _prepared_model(job, workspace=workspace, scratch=scratch, step=step)
+            yield from _compile(job, model, workspace=workspace, scratch=scratch, step=step)
+        except PlanCompileError as error:
+            for order in job.orders:
+                yield PlanFailure(
+                    cell=order.cell.id, message=error.message, log_tail=error.log_tail
+                )
+
+
+def _prepared_model(job: CompileJob, *, workspace: Workspace, scratch: Path, step: Step) -> Path:
+    """The model's file as it is compiled: as fetched, or converted and compared."""
+    conversion = job.orders[0].recipe.conversion
+    if conversion is None:
+        return job.model.path
+    asked = {
+        "model": job.orders[0].recipe.model,
+        "conversion": msgspec.to_builtins(conversion),
+        "image": job.orders[0].recipe.builder_image,
+    }
+    kept = workspace.cache / "converted" / digest_of_value(asked).removeprefix("sha256:")
+    if not (kept / "report.json").exists():
+        step.update("convert to fp16 and compare with fp32")
+        _convert(job, conversion, workspace=workspace, scratch=scratch, kept=kept)
+    report = json.loads((kept / "report.json").read_bytes())
+    if report["event"] == "unchanged":
+        return job.model.path
+    _check_conversion(job, report)
+    return kept / str(report["model"])
+
+
+def _convert(
+    job: CompileJob, conversion: Conversion, *, workspace: Workspace, scratch: Path, kept: Path
+) -> None:
+    out = out_folder(scratch, "converted")
+    document = {
+        "schema": _JOB_SCHEMA,
+        "model": f"/model/{job.model.path.name}",
+        "out": "/out",
+        "shapes": [_smallest_shapes(job)],
+        "seed": _SEED,
+        "versions": conversion.packages,
+    }
+    events, tail = run_inside(
+        _TO_FP16, document, place=_place(job, job.model.path, out), workspace=workspace
+    )
+    last = events[-1] if events else {"event": "failed", "message": "it said nothing"}
+    if last["event"] not in ("converted", "unchanged"):
+        message = f"the conversion to fp16 was refused: {last.get('message')}"
+        raise PlanCompileError(message, log_tail=tail)
+    (out / "report.json").write_text(json.dumps(last))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(kept, ignore_errors=True)
+    out.replace(kept)
+
+
+def _smallest_shapes(job: CompileJob) -> dict[str, list[int]]:
+    """The smallest minimum shapes of the model's profiles: comparing costs CPU time."""
+
+    def weight(profile: Mapping[str, Any]) -> int:
+        sizes = [1]
+        for name in profile:
+            for dimension in profile[name].min:
+                sizes[0] *= dimension
+        return sizes[0]
+
+    smallest = min(job.spec.profiles.values(), key=weight)
+    return {name: list(shapes.min) for name, shapes in smallest.items()}
+
+
+def _check_conversion(job: CompileJob, report: Mapping[str, Any]) -> None:
+    """Refuse a converted model whose outputs are too far from the fp32 ones."""
+    limits: Tolerance | None = job.spec.tolerance.get(job.group.precision)
+    for comparison in report["comparisons"]:
+        for output in comparison["outputs"]:
+            if output["nan"] or output["inf"]:
+                raise PlanCompileError(
+                    f"fp16 makes {output['nan']} NaN and {output['inf']} Inf of {output['name']}",
+                    mend="keep this model in fp32, or find the layer that overflows",
+                )
+            if limits and not (
+                output["max_abs"] <= limits.max_abs and output["mean_abs"] <= limits.mean_abs
+            ):
+                raise PlanCompileError(
+                    f"fp16 moves {output['name']} by {output['max_abs']:.3g} at most and "
+                    f"{output['mean_abs']:.3g} on average ({comparison['inputs']} inputs); the "
+                    f"limits are {limits.max_abs:.3g} and {limits.mean_abs:.3g}",
+                    mend=f"raise models.{job.group.model}.tolerance.fp16 if that is acceptable",
+                )
+
+
+def _compile(
+    job: CompileJob, model: Path, *, workspace: Workspace, scratch: Path, step: Step
+) -> Iterator[PlanRecord | PlanFailure]:
+    out = out_folder(scratch, "plans")
+    names = {f"{number}.plan": order for number, order in enumerate(job.orders)}
+    document = {
+        "schema": _JOB_SCHEMA,
+        "backend": job.group.backend,
+        "model": f"/model/{model.name}",
+        "version": job.version,
+        "workspace_bytes": job.settings.workspace,
+        "optimization_level": job.settings.optimization_level,
+        "out": "/out",
+        "plans": [
+            {
+                "cell": order.cell.id,
+                "sm": order.cell.sm,
+                "profile": msgspec.to_builtins(order.recipe.profile),
+                "out": name,
+            }
+            for name, order in names.items()
+        ],
+    }
+    script, place = _SCRIPTS[job.group.backend], _place(job, model, out)
+    events, tail = run_inside(script, document, place=place, workspace=workspace, step=step)
+    by_cell = {event["cell"]: event for event in events if "seconds" in event and "cell" in event}
+    refused = {event["cell"]: event for event in events if event["event"] == "refused"}
+    failed = next((event["message"] for event in events if event["event"] == "failed"), "")
+    for name, order in names.items():
+        if event := by_cell.get(order.cell.id):
+            yield _store_plan(order, event, out / name, workspace=workspace)
+        else:
+            event = refused.get(order.cell.id, {})
+            message = event.get("message") or failed or "the compiler ended before this plan"
+            log = tuple(event.get("log") or tail)
+            yield PlanFailure(cell=order.cell.id, message=message, log_tail=log)
+
+
+def _store_plan(
+    order: PlanOrder, event: Mapping[str, Any], path: Path, *, workspace: Workspace
+) -> PlanRecord:
+    """Check what the compiler wrote against what it says and what was asked, then keep it."""
+    size_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        found = header.read_header(file.read(header.HEAD_BYTES), size_bytes=size_bytes)
+    if isinstance(found, header.NotAPlan):
+        raise IntegrityError(f"{order.cell.id}: the compiler wrote no plan: {found.reason}")
+    if found.version != order.recipe.version:
+        raise IntegrityError(
+            f"{order.cell.id}: the plan says version {found.version}, not {order.recipe.version}"
+        )
+    digest = f"sha256:{event['sha256']}"
+    workspace.store.put_blob(digest, path, take=True)
+    record = PlanRecord(
+        cell=order.cell.id,
+        recipe=order.digest,
+        digest=digest,
+        size_bytes=size_bytes,
+        backend=order.recipe.backend,
+        version=order.recipe.version,
+        sm=order.recipe.sm_targets[0],
+        model=order.cell.model,
+        profile=order.cell.profile,
+        precision=order.cell.precision,
+        compile_seconds=float(event["seconds"]),
+        inputs=recipe_inputs(order.recipe),
+    )
+    index.put_plan(workspace.store, record)
+    return record
+
+
+def _place(job: CompileJob, model: Path, out: Path) -> Place:
+    """Where a script of this job runs, and within which limits."""
+    return Place(
+        image=job.image,
+        python=job.python,
+        model=model.parent,
+        out=out,
+        memory_bytes=job.settings.memory,
+        timeout_seconds=job.settings.timeout_seconds,
+    )

@@ -1,0 +1,213 @@
+"""The rules file: sound by itself, and right about the labelled lines."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from planyard.core.errors import InputError
+from smoke.gates.logs import scan_text
+from smoke.rules import RULES_FILE, expand, load_rules, problems_of, read_rules
+
+DATA = Path(__file__).parents[1] / "data"
+
+# Where a line comes from, by a word of its source; the first that fits.
+LIBRARIES = {
+    "ONNX Runtime": ("onnxruntime", "openpilot", "71468013139", "x-fallback"),
+    "PyTorch": ("pytorch/pytorch", "torch/", "PyTorch inductor"),
+    "Torch-TensorRT": ("pytorch/TensorRT",),
+    "TensorRT": ("TensorRT", "tensorrtx", "nvinfer", "Polygraphy"),
+    "TensorFlow": ("TensorFlow", "tensorflow"),
+    "JAX": ("jax",),
+    "llama.cpp and ollama": ("llama", "ollama", "ggml"),
+    "vLLM and SGLang": ("vllm", "sglang"),
+    "Hugging Face": ("huggingface", "sentence-transformers", "UKPLab"),
+    "attention libraries": ("xformers", "flash-attention", "ComfyUI", "bitsandbytes"),
+    "speech": ("whisper", "CTranslate2"),
+    "OpenCV and OpenVINO": ("OpenCV", "openvino"),
+    "Triton and NGC": ("triton", "NGC", "nvidia-container"),
+}
+
+
+def lines(name: str) -> list[dict[str, str]]:
+    return [json.loads(line) for line in (DATA / name).read_text("utf-8").splitlines()]
+
+
+def library_of(entry: dict[str, str]) -> str:
+    for library, words in LIBRARIES.items():
+        if any(word in entry["source"] for word in words):
+            return library
+    return "other"
+
+
+def verdict_of(text: str) -> str:
+    """`fail`, `warn` or `none`: the gravest finding in a line."""
+    severities = {hit.severity for hit in scan_text(text, load_rules())}
+    return "fail" if "fail" in severities else "warn" if "warn" in severities else "none"
+
+
+def table_of(entries: list[dict[str, str]]) -> dict[str, dict[str, int]]:
+    """Counts by library: losses, found, and harmless lines, false alarms."""
+    table: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    for entry in entries:
+        for row in (library_of(entry), "all"):
+            verdict = verdict_of(entry["text"])
+            if entry["cls"] == "FAIL":
+                table[row]["losses"] += 1
+                table[row]["found"] += verdict == "fail"
+            elif entry["cls"] == "BENIGN":
+                table[row]["harmless"] += 1
+                table[row]["alarms"] += verdict != "none"
+    return table
+
+
+def figures_of(entries: list[dict[str, str]], title: str) -> tuple[float, float]:
+    """Print recall and precision by library; return those of all."""
+    print(f"\n{title:<24}{'recall':>14}{'precision':>14}")
+    recall = precision = 0.0
+    for library, row in sorted(table_of(entries).items(), key=lambda item: item[0] == "all"):
+        found, alarms, losses = row["found"], row["alarms"], row["losses"]
+        recall = found / losses if losses else 1.0
+        precision = found / (found + alarms) if found + alarms else 1.0
+        counts = f"{found}/{losses}", f"{found}/{found + alarms}"
+        print(f"{library:<24}{counts[0]:>7}{recall:>7.0%}{counts[1]:>7}{precision:>7.0%}")
+    return recall, precision
+
+
+def test_recall_and_precision_on_the_corpus() -> None:
+    assert figures_of(lines("fallback_lines.jsonl"), "corpus") == (1.0, 1.0)
+
+
+def test_recall_and_precision_on_lines_held_out() -> None:
+    recall, precision = figures_of(lines("heldout_lines.jsonl"), "held out")
+    assert recall >= 0.95
+    assert precision >= 0.95
+
+
+@pytest.mark.parametrize(("cls", "allowed"), [("WARN", {"warn"}), ("AMBIGUOUS", {"warn", "none"})])
+def test_small_losses_never_fail_a_build(cls: str, allowed: set[str]) -> None:
+    entries = [entry for entry in lines("fallback_lines.jsonl") if entry["cls"] == cls]
+    assert entries
+    assert {entry["text"]: verdict_of(entry["text"]) for entry in entries} == {
+        entry["text"]: verdict
+        for entry in entries
+        if (verdict := verdict_of(entry["text"])) in allowed
+    }
+
+
+def test_every_rule_finds_its_example_and_every_allow_entry_takes_its_own() -> None:
+    assert problems_of(load_rules()) == []
+
+
+def test_every_entry_is_explained() -> None:
+    rules = load_rules()
+    for rule in rules.rules:
+        assert rule.why and rule.seen and rule.source, rule.id
+    for entry in rules.allow:
+        assert entry.reason and entry.scope.stage and entry.scope.process, entry.id
+
+
+def test_failing_rules_come_first() -> None:
+    severities = [rule.severity for rule in load_rules().rules]
+    assert severities == sorted(severities)
+
+
+RULE = """
+schema = 1
+first_pass = ['x']
+[words]
+a = 'x<b>'
+b = '{b}'
+[[rule]]
+id = "one"
+severity = "fail"
+pattern = '{pattern}'
+why = "w"
+seen = ["s"]
+example = "{example}"
+source = "s"
+"""
+
+
+def rule_file(*, pattern: str = "<a>", b: str = "y", example: str = "xy", more: str = "") -> str:
+    return RULE.format(pattern=pattern, b=b, example=example) + more
+
+
+def test_words_are_filled_in_and_blanks_stand_for_any_number() -> None:
+    assert expand("<a> z", {"a": "x<b>", "b": "[y ]"}) == r"x[y \x1d](?:[ \x1d]+)z"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (rule_file(pattern="<c>"), "no word <c>"),
+        (rule_file(b="<a>"), "contain each other"),
+        (rule_file().replace('"fail"', '"fatal"'), "Invalid enum value"),
+        (rule_file().replace("why", "because"), "because"),
+        (rule_file(more=rule_file().partition("y'\n")[2]), "used twice"),
+        ("schema = ", "Invalid value"),
+    ],
+)
+def test_a_bad_rules_file_is_refused(text: str, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        read_rules(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (rule_file(pattern="x(?=y)"), "RE2 refuses"),
+        (rule_file(example="zz"), "does not find its own example"),
+        (rule_file(pattern="y", example="y"), "first_pass does not find"),
+    ],
+)
+def test_a_bad_pattern_is_named(text: str, words: str) -> None:
+    (problem,) = problems_of(read_rules(text))
+    assert words in problem
+
+
+def test_an_allow_entry_holds_only_in_its_scope() -> None:
+    entry = """
+[[allow]]
+id = "two"
+pattern = 'xy'
+reason = "r"
+scope = { stage = ["build"], process = "pip*" }
+example = "xy"
+"""
+    rules = read_rules(rule_file(more=entry))
+    found = {
+        (stage, process): bool(scan_text("xy", rules.for_scope(stage=stage, process=process)))
+        for stage in ("build", "smoke")
+        for process in ("pip install", "serve")
+    }
+    assert found == {
+        ("build", "pip install"): False,
+        ("build", "serve"): True,
+        ("smoke", "pip install"): True,
+        ("smoke", "serve"): True,
+    }
+
+
+def test_an_allow_entry_takes_only_its_own_words() -> None:
+    harmless = "Force fallback to CPU execution for node: a"
+    assert verdict_of(harmless) == "none"
+    assert verdict_of(f"{harmless}; Failed to create CUDAExecutionProvider.") == "fail"
+
+
+def test_loading_rules_compiles_nothing() -> None:
+    code = "import sys, smoke.gates.logs, smoke.rules as r; r.load_rules(); print('re2' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_patterns_keep_to_what_joined_lines_allow() -> None:
+    text = RULES_FILE.read_text("utf-8")
+    patterns = [line for line in text.splitlines() if line.startswith("pattern = ")]
+    assert patterns
+    assert [line for line in patterns if "$'" in line or "|^" in line or ".*" in line] == []
