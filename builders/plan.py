@@ -98,7 +98,7 @@ def _recipe(
         sm_targets=(cell.sm,),
         profile=model.profiles[cell.profile],
         precision=cell.precision,
-        workspace_bytes=matrix.compile.workspace,
+        workspace_bytes=int(matrix.compile.workspace),
         optimization_level=matrix.compile.optimization_level,
         conversion=conversion,
     )

@@ -21,6 +21,7 @@ from planyard.core.matrix import Gates, Matrix
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import SnapshotWritten
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
+from planyard.core.units import ByteSize
 from planyard.edge.clock import utc_now
 from planyard.edge.git import commit_of
 
@@ -111,7 +112,7 @@ def _snapshot(
         versions_found=probe.versions,
         # Devices say something about this GPU only when its cells ran on them.
         device=probe.device if ran or on_cpu else DeviceReport(count=0),
-        workspace_bytes=matrix.compile.workspace,
+        workspace_bytes=int(matrix.compile.workspace),
         plans=tuple(plans[cell.id] for cell in cells if cell.id in plans),
         smoke=tuple(verdicts[cell.id] for cell in cells),
         gates_off=gates_off(matrix.gates),
@@ -119,12 +120,16 @@ def _snapshot(
             pull_bytes=image.pull_bytes,
             unpacked_bytes=image.unpacked_bytes,
             largest_layer_bytes=max((layer.pull_bytes for layer in image.layers), default=0),
-            pull_limit_bytes=budget.pull,
-            unpacked_limit_bytes=budget.unpacked,
-            largest_layer_limit_bytes=budget.largest_layer,
+            pull_limit_bytes=_plain(budget.pull),
+            unpacked_limit_bytes=_plain(budget.unpacked),
+            largest_layer_limit_bytes=_plain(budget.largest_layer),
         ),
         commit=commit,
         matrix_digest=matrix_digest,
         created=utc_now(),
         planyard_version=planyard.__version__,
     )
+
+
+def _plain(size: ByteSize | None) -> int | None:
+    return None if size is None else int(size)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
@@ -35,6 +35,9 @@ _BUILT_IN = {
     "near": r"[^\n\x1d\x1e]*?(?:\x1d[^\n\x1d\x1e]*?){0,2}",
     "end": r"(?:[.,!;)\"'\n\x1d\x1e]|\z)",
 }
+Words = Mapping[str, tuple[str, ...]]
+"""The vocabulary: each word with its wordings."""
+
 _WORD = re.compile(r"<([a-z]+)>")
 _BLANK_OR_CLASS = re.compile(r"\[(?:\\.|[^\]\\])*\]| ")
 _MAX_DEPTH = 5
@@ -48,11 +51,11 @@ class Scope(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Rule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One kind of loss. `seen` names libraries with the versions that print it."""
+    """One kind of loss, in several wordings. `seen` names libraries and versions that print it."""
 
     id: str
     severity: Severity
-    pattern: str
+    patterns: tuple[str, ...]
     why: str
     seen: tuple[str, ...]
     example: str
@@ -63,7 +66,7 @@ class Allow(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Words that look like a loss and are none. Only the matched words are taken out."""
 
     id: str
-    pattern: str
+    patterns: tuple[str, ...]
     reason: str
     scope: Scope
     example: str
@@ -75,7 +78,7 @@ _Entry = TypeVar("_Entry", Rule, Allow)
 class _RulesFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal[1]
     first_pass: tuple[str, ...]
-    words: dict[str, str]
+    words: dict[str, tuple[str, ...]]
     rule: tuple[Rule, ...]
     allow: tuple[Allow, ...] = ()
 
@@ -131,18 +134,18 @@ class RuleSet:
 
     @functools.cached_property
     def _first_pass(self) -> re2._Regexp:
-        return compile_pattern("|".join(f"(?:{pattern})" for pattern in self.first_pass))
+        return compile_patterns(self.first_pass)
 
     @functools.cached_property
     def _patterns(self) -> tuple[re2._Regexp, ...]:
         # One by one: the automaton of all together takes seconds to fill and 100 MiB to keep.
-        return tuple(compile_pattern(rule.pattern) for rule in self.rules)
+        return tuple(compile_patterns(rule.patterns) for rule in self.rules)
 
     @functools.cached_property
     def _allow(self) -> re2._Regexp | None:
         if not self.allow:
             return None
-        return compile_pattern("|".join(f"(?:{entry.pattern})" for entry in self.allow))
+        return compile_patterns(pattern for entry in self.allow for pattern in entry.patterns)
 
 
 def load_rules(path: Path = RULES_FILE) -> RuleSet:
@@ -182,7 +185,7 @@ def problems_of(ruleset: RuleSet) -> list[str]:
     for entry in (*ruleset.rules, *ruleset.allow):
         example = entry.example.encode()
         try:
-            found = compile_pattern(entry.pattern).search(example)
+            found = compile_patterns(entry.patterns).search(example)
         except re2.error as error:
             problems.append(f"{entry.id}: RE2 refuses the pattern: {error}")
             continue
@@ -203,12 +206,12 @@ def _repeated_ids(entries: Iterable[Rule | Allow]) -> Iterable[str]:
         seen.add(entry.id)
 
 
-def _filled(entry: _Entry, words: dict[str, str], problems: list[str]) -> _Entry:
-    pattern = _filled_pattern(entry.id, entry.pattern, words, problems)
-    return msgspec.structs.replace(entry, pattern=pattern)
+def _filled(entry: _Entry, words: Words, problems: list[str]) -> _Entry:
+    patterns = (_filled_pattern(entry.id, text, words, problems) for text in entry.patterns)
+    return msgspec.structs.replace(entry, patterns=tuple(patterns))
 
 
-def _filled_pattern(where: str, pattern: str, words: dict[str, str], problems: list[str]) -> str:
+def _filled_pattern(where: str, pattern: str, words: Words, problems: list[str]) -> str:
     try:
         return expand(pattern, words)
     except KeyError as error:
@@ -218,7 +221,7 @@ def _filled_pattern(where: str, pattern: str, words: dict[str, str], problems: l
     return pattern
 
 
-def expand(pattern: str, words: dict[str, str], *, depth: int = 0) -> str:
+def expand(pattern: str, words: Words, *, depth: int = 0) -> str:
     """Fill in `<word>` and blanks. KeyError for an unknown word, RecursionError for a circle."""
     if depth > _MAX_DEPTH:
         raise RecursionError
@@ -227,7 +230,8 @@ def expand(pattern: str, words: dict[str, str], *, depth: int = 0) -> str:
         name = found[1]
         if name in _BUILT_IN:
             return _BUILT_IN[name]
-        return expand(words[name], words, depth=depth + 1)
+        wordings = (expand(text, words, depth=depth + 1) for text in words[name])
+        return f"(?:{'|'.join(wordings)})"
 
     def blank(found: re.Match[str]) -> str:
         return r"(?:[ \x1d]+)" if found[0] == " " else found[0].replace(" ", r" \x1d")
@@ -235,8 +239,8 @@ def expand(pattern: str, words: dict[str, str], *, depth: int = 0) -> str:
     return _WORD.sub(word, _BLANK_OR_CLASS.sub(blank, pattern))
 
 
-def compile_pattern(pattern: str) -> re2._Regexp:
-    """Compile an expanded pattern for cleaned bytes. Raises re2.error."""
+def compile_patterns(patterns: Iterable[str]) -> re2._Regexp:
+    """Compile expanded patterns into one that finds any of them in cleaned bytes; re2.error."""
     import re2  # noqa: PLC0415  # 20 ms that `planyard cells` must not pay
 
     options = re2.Options()
@@ -244,4 +248,5 @@ def compile_pattern(pattern: str) -> re2._Regexp:
     options.log_errors = False
     # Bytes: patterns are ASCII, and an automaton over UTF-8 would be three times as large.
     options.encoding = re2.Options.Encoding.LATIN1
-    return re2.compile(pattern.encode("ascii"), options)
+    alternation = "|".join(f"(?:{pattern})" for pattern in patterns)
+    return re2.compile(alternation.encode("ascii"), options)

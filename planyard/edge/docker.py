@@ -132,6 +132,13 @@ class Engine:
         with contextlib.suppress(docker.errors.APIError):
             self.client.images.remove(reference, force=False)
 
+    def prune_builds(self) -> None:
+        """Drop the build cache: contexts with wheels in them weigh gigabytes."""
+        import docker.errors
+
+        with contextlib.suppress(docker.errors.APIError):
+            self.client.api.prune_builds()
+
     def save(self, reference: str, path: Path) -> None:
         """Write the image as a docker archive to `path`."""
         with path.open("wb") as file:

@@ -1,7 +1,7 @@
 """A private Docker engine: started when none answers, stopped again at the end.
 
-It has no bridge and touches no firewall rule: builds and runs have no network anyway. Its data
-stays in the workspace, so that the next start finds its build cache.
+It has no bridge and touches no firewall rule: builds and runs have no network anyway. Its images
+stay in the workspace for the next start; its build cache goes, since the store has the results.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def private_engine(folder: Path, *, report: Callable[[str], None]) -> Iterator[E
     try:
         _wait_until_it_answers(engine, process, log, report)
         yield engine
+        engine.prune_builds()
     finally:
         engine.close()
         proc.end_group(process, grace_seconds=30)

@@ -1,0 +1,1 @@
+"""The figures of docs/benchmarks.md: `nox -s bench`, or `python -m tests.bench --write`."""
