@@ -11,7 +11,7 @@ import msgspec
 from builders import setup
 from planyard.core.errors import PlanyardError
 from planyard.core.units import format_bytes
-from planyard.edge import docker
+from planyard.edge import docker, docker_cli
 from planyard.edge.gpu import local_gpus
 
 _WANTED_BYTES = 12 * 10**9
@@ -63,7 +63,7 @@ def _engine(engine: docker.Engine | None) -> Check:
 
 def _build_client(engine: docker.Engine | None) -> Check:
     try:
-        command = docker.find_build_client()
+        command = docker_cli.find_build_client()
     except PlanyardError as error:
         mend = "planyard setup" if engine is None else "install the docker-buildx plugin"
         means = "images are built with BuildKit"

@@ -17,6 +17,7 @@ from builders.base import ResolvedBase
 from builders.closure import Contents, check_closure
 from builders.dockerfile import stage_text
 from builders.oci import StoredImage, store_image
+from builders.wheel_streams import WheelStreams
 from builders.wheels import Requirement, Wheel, read_lock
 from builders.workspace import Workspace
 from engines import index
@@ -25,12 +26,14 @@ from planyard.core.errors import ImageBuildError, InputError
 from planyard.core.findings import Finding
 from planyard.core.matrix import Image, Matrix
 from planyard.core.results import ImageRecord
+from planyard.core.units import format_bytes
 from planyard.edge import files
-from planyard.edge.docker import Engine
+from planyard.edge.console import Step
+from planyard.edge.docker import Engine, files_of_context
 
 RECIPE_LABEL = "io.planyard.recipe"
 _TITLE_LABEL = "org.opencontainers.image.title"
-_NORMAL_FORM = 1  # raised when layers.py or oci.py change the bytes they write
+_NORMAL_FORM = 2  # raised when layers.py or oci.py change the bytes they write
 
 
 class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,9 +105,13 @@ def make_image(order: ImageOrder, *, workspace: Workspace) -> tuple[ImageRecord,
             identifier = _build(
                 order, wheels, workspace=workspace, scratch=scratch, on_line=now.update
             )
-        with workspace.console.step(f"store image {order.name}"):
+        with workspace.console.step(f"store image {order.name}") as now:
             try:
-                record = _store(order, identifier, workspace=workspace, scratch=scratch)
+                saved = scratch / "saved.tar"
+                now.update("take it from the engine")
+                with workspace.outside.running():
+                    engine.save(identifier, saved)
+                record = _store(order, saved, wheels, workspace=workspace, step=now)
             finally:
                 engine.remove_image(identifier)
     index.put_image(workspace.store, record)
@@ -125,8 +132,6 @@ def load_image(record: ImageRecord, *, workspace: Workspace) -> str:
 
 def context_digests(context: Path) -> dict[str, str]:
     """The digest of each file of a build context, as .dockerignore lets it in."""
-    from docker.utils.build import exclude_paths
-
     if not context.is_dir():
         raise InputError([f"{context}: the build context is not a folder"])
     ignore = context / ".dockerignore"
@@ -134,7 +139,7 @@ def context_digests(context: Path) -> dict[str, str]:
     patterns = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
     patterns.append(".planyard")  # what a build keeps is never part of a build
     found = {}
-    for name in sorted(exclude_paths(str(context), patterns)):
+    for name in files_of_context(context, patterns):
         path = context / name
         if path.is_symlink():
             found[name] = digest_of_value({"link": str(path.readlink())})
@@ -218,18 +223,22 @@ def _copy_context(context: Path, staged: Path, *, names: dict[str, str]) -> None
 
 
 def _store(
-    order: ImageOrder, identifier: str, *, workspace: Workspace, scratch: Path
+    order: ImageOrder,
+    saved: Path,
+    wheels: tuple[Wheel, ...],
+    *,
+    workspace: Workspace,
+    step: Step,
 ) -> ImageRecord:
-    saved = scratch / "saved.tar"
-    with workspace.outside.running():
-        workspace.engine().save(identifier, saved)
     contents = Contents()
     stored = store_image(
         saved,
         store=workspace.store,
-        scratch=scratch,
+        scratch=saved.parent,
         epoch_seconds=workspace.epoch_seconds,
         visit=contents.add_layer,
+        progress=_counted(step),
+        deflated=WheelStreams(workspace.wheels.path(wheel) for wheel in wheels),
     )
     _refuse_incomplete(order, stored, contents)
     return ImageRecord(
@@ -242,6 +251,19 @@ def _store(
         base=order.base.packages if order.base else (),
         findings=_closure_findings(order, stored, contents),
     )
+
+
+def _counted(step: Step) -> Callable[[int], None]:
+    """Show how much of an image was compressed so far."""
+    done = 0
+
+    def add(size_bytes: int) -> None:
+        nonlocal done
+        before, done = done, done + size_bytes
+        if before >> 24 != done >> 24:  # every 16 MiB
+            step.update(f"compressed {format_bytes(done)}")
+
+    return add
 
 
 def _closure_findings(

@@ -3,6 +3,9 @@
 Engines stamp new files and folders with the time of the build, so two builds of one Dockerfile
 differ. Times later than SOURCE_DATE_EPOCH become it, as BuildKit's `rewrite-timestamp` does; names
 of users, access times and writer-specific headers go. Order, modes, owners and contents stay.
+
+Most of an inference image are libraries that came deflated in wheels. Their streams are spliced
+into the layer as they are, which costs a digest instead of a compression.
 """
 
 from __future__ import annotations
@@ -10,11 +13,14 @@ from __future__ import annotations
 import hashlib
 import heapq
 import tarfile
-from typing import BinaryIO, Protocol
+from collections.abc import Callable, Iterable
+from typing import IO, Any, BinaryIO, Protocol
 
 from planyard.core.results import FileSize
 
 DEFAULT_EPOCH_SECONDS = 1_735_689_600  # 2025-01-01, where SOURCE_DATE_EPOCH is not set
+Progress = Callable[[int], None]
+"""Told of each piece of a layer that was written, in bytes."""
 _COPY_BYTES = 1 << 20
 _LARGEST_FILES = 8
 
@@ -26,18 +32,54 @@ class Sink(Protocol):
         """Take `data`."""
 
 
-class HashingSink:
-    """Passes bytes on and digests them."""
+class Compressor(Sink, Protocol):
+    """A sink that can also take content which is deflated already."""
 
-    def __init__(self, sink: Sink) -> None:
+    def splice(self, pieces: Iterable[bytes], *, crc: int, size_bytes: int) -> None:
+        """Take a whole deflate stream."""
+
+
+class Deflated(Protocol):
+    """A file's content that lies somewhere as a deflate stream: its CRC-32, and the stream."""
+
+    @property
+    def crc(self) -> int:
+        """CRC-32 of the content."""
+
+    def pieces(self) -> Iterable[bytes]:
+        """The raw deflate stream."""
+
+
+class DeflatedFiles(Protocol):
+    """Finds deflate streams by content."""
+
+    def find(self, body: IO[bytes], size_bytes: int) -> Deflated | None:
+        """The stream of exactly this content, or None; `body` is left at its start."""
+
+
+class HashingSink:
+    """Passes bytes on and digests them; spliced content is digested and not passed on."""
+
+    def __init__(self, sink: Sink, *, progress: Progress | None = None) -> None:
         self._sink = sink
         self._sha256 = hashlib.sha256()
         self._position = 0
+        self._progress = progress
+        self._muted_bytes = 0
+
+    def mute(self, size_bytes: int) -> None:
+        """Do not pass on the next bytes: they reach the sink another way."""
+        self._muted_bytes = size_bytes
 
     def write(self, data: bytes) -> int:
         """Digest and pass on."""
         self._sha256.update(data)
         self._position += len(data)
+        if self._progress:
+            self._progress(len(data))
+        if self._muted_bytes:
+            self._muted_bytes -= len(data)
+            return len(data)
         return self._sink.write(data)
 
     def tell(self) -> int:
@@ -83,10 +125,47 @@ def normalise_member(member: tarfile.TarInfo, *, epoch_seconds: int) -> tarfile.
     return member
 
 
-def rewrite_layer(source: BinaryIO, sink: Sink, *, epoch_seconds: int) -> LayerContents:
-    """Copy an uncompressed layer tar in normal form; returns what was in it."""
+class _SplicedBody:
+    """A file's content that goes into the tar's digest, and as a deflate stream into the sink."""
+
+    def __init__(
+        self,
+        body: IO[bytes],
+        found: Deflated,
+        *,
+        size_bytes: int,
+        into: Compressor,
+        muted: HashingSink,
+    ) -> None:
+        self._body = body
+        self._found: Deflated | None = found
+        self._size_bytes = size_bytes
+        self._into = into
+        self._muted = muted
+
+    def read(self, size: int = -1) -> bytes:
+        """tarfile has written the header before its first read: that is the place to splice."""
+        if self._found is not None:
+            found, self._found = self._found, None
+            self._into.splice(found.pieces(), crc=found.crc, size_bytes=self._size_bytes)
+            self._muted.mute(self._size_bytes)
+        return self._body.read(size)
+
+
+def rewrite_layer(
+    source: BinaryIO,
+    sink: Compressor,
+    *,
+    epoch_seconds: int,
+    progress: Progress | None = None,
+    deflated: DeflatedFiles | None = None,
+) -> LayerContents:
+    """Copy an uncompressed layer tar in normal form; returns what was in it.
+
+    Content that `deflated` knows is not compressed again.
+    """
     contents = LayerContents()
-    hashing = HashingSink(sink)
+    hashing = HashingSink(sink, progress=progress)
     with (
         tarfile.TarFile(fileobj=source, copybufsize=_COPY_BYTES) as layer,
         tarfile.TarFile(
@@ -97,9 +176,13 @@ def rewrite_layer(source: BinaryIO, sink: Sink, *, epoch_seconds: int) -> LayerC
         ) as normal,
     ):
         for member in layer:
-            body = layer.extractfile(member) if member.isreg() else None
-            if member.isreg():
+            body: Any = layer.extractfile(member) if member.isreg() else None
+            if body is not None:
                 contents.add(member)
+                found = deflated.find(body, member.size) if deflated else None
+                if found:
+                    size = member.size
+                    body = _SplicedBody(body, found, size_bytes=size, into=sink, muted=hashing)
             normal.addfile(normalise_member(member, epoch_seconds=epoch_seconds), body)
             # tarfile keeps every member otherwise, and a layer can hold very many.
             layer.members = []  # type: ignore[attr-defined]

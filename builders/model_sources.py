@@ -23,7 +23,7 @@ from planyard.core.digest import digest_of_bytes, short
 from planyard.core.errors import InputError, StoreError
 from planyard.core.matrix import GeneratorSource, HuggingFaceSource, Source, WheelSource
 from planyard.core.units import format_bytes
-from planyard.edge import fetch, proc
+from planyard.edge import fetch, proc, s3
 from planyard.edge.beneath import open_beneath
 
 GENERATOR_SECONDS = 3600.0
@@ -162,26 +162,12 @@ def _from_s3(url: str, here: _Here) -> Reader:
     whole = _beside(key)
 
     def read(file: str, target: Path, limit_bytes: int) -> None:
-        try:
-            import boto3.exceptions
-            import boto3.session
-            import botocore.exceptions
-        except ImportError as error:
-            message = "models on S3 need boto3, which is not installed"
-            raise StoreError(message, mend='pip install "planyard[s3]"') from error
-        try:
-            client = boto3.session.Session().client("s3")
+        with s3.failures(f"s3://{bucket}/{whole(file)}"):
+            client = s3.client()
             size_bytes = client.head_object(Bucket=bucket, Key=whole(file))["ContentLength"]
             _check_size(size_bytes, file=whole(file), limit=limit_bytes)
             counted = _counted(progress_lines(file, here.report), size_bytes)
             client.download_file(bucket, whole(file), str(target), Callback=counted)
-        except (
-            botocore.exceptions.BotoCoreError,
-            botocore.exceptions.ClientError,
-            boto3.exceptions.Boto3Error,
-        ) as error:
-            mend = "check the address, AWS_ENDPOINT_URL and the AWS credentials"
-            raise StoreError(f"s3://{bucket}/{whole(file)}: {error}", mend=mend) from error
 
     return Reader(model=PurePosixPath(key).name, read=read, text=url, uses_network=True)
 

@@ -20,7 +20,7 @@ from typing import IO, Any, BinaryIO, cast
 
 import msgspec
 
-from builders.layers import LayerContents, rewrite_layer
+from builders.layers import DeflatedFiles, LayerContents, Progress, rewrite_layer
 from builders.parallel_gzip import ParallelGzip
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes
@@ -90,11 +90,19 @@ def open_archive(archive: tarfile.TarFile) -> SavedImage:
 
 
 def store_image(
-    path: Path, *, store: Store, scratch: Path, epoch_seconds: int, visit: Visit | None = None
+    path: Path,
+    *,
+    store: Store,
+    scratch: Path,
+    epoch_seconds: int,
+    visit: Visit | None = None,
+    progress: Progress | None = None,
+    deflated: DeflatedFiles | None = None,
 ) -> StoredImage:
     """Put the image of the docker archive at `path` into the store; returns its identity.
 
-    `visit` is given each uncompressed layer, for checks of its contents.
+    `visit` is given each uncompressed layer, for checks of its contents; `progress` is told of
+    each piece that was written.
     """
     with tarfile.open(path) as archive:
         saved = open_archive(archive)
@@ -108,6 +116,8 @@ def store_image(
                     scratch=scratch,
                     epoch_seconds=epoch_seconds,
                     created_by=next(history, ""),
+                    progress=progress,
+                    deflated=deflated,
                 )
                 if visit:
                     source.seek(0)
@@ -118,13 +128,22 @@ def store_image(
 
 
 def _store_layer(
-    source: BinaryIO, *, store: Store, scratch: Path, epoch_seconds: int, created_by: str
+    source: BinaryIO,
+    *,
+    store: Store,
+    scratch: Path,
+    epoch_seconds: int,
+    created_by: str,
+    progress: Progress | None,
+    deflated: DeflatedFiles | None,
 ) -> Layer:
     packed = scratch / "layer.tar.gz"
     with packed.open("wb") as file:
         sink = ParallelGzip(file)
         try:
-            contents: LayerContents = rewrite_layer(source, sink, epoch_seconds=epoch_seconds)
+            contents: LayerContents = rewrite_layer(
+                source, sink, epoch_seconds=epoch_seconds, progress=progress, deflated=deflated
+            )
             sink.close()
         finally:
             sink.abort()

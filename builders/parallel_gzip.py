@@ -3,6 +3,9 @@
 The stream is cut into blocks of 1 MiB; each is deflated in a thread with the 32 KiB before it as
 dictionary, and the pieces are joined in order: the scheme of pigz. The header carries no time and
 no name. The same zlib gives the same bytes on any number of cores.
+
+A deflate stream that exists already (a wheel's member) can be spliced in as a gzip member of its
+own: gzip files are sequences of members (RFC 1952, 2.2), and every registry client reads them.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import os
 import struct
 import zlib
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
@@ -43,6 +47,15 @@ class ParallelGzip:
         self.size_bytes = 0
         self._emit(_HEADER)
 
+    def splice(self, pieces: Iterable[bytes], *, crc: int, size_bytes: int) -> None:
+        """Add content that is deflated already: `pieces` of the stream, its CRC-32 and length."""
+        self._end_member()
+        self._emit(_HEADER)
+        for piece in pieces:
+            self._emit(piece)
+        self._emit(struct.pack("<II", crc, size_bytes & 0xFFFFFFFF))
+        self._emit(_HEADER)
+
     @property
     def digest(self) -> str:
         """The digest of the compressed bytes so far."""
@@ -60,19 +73,23 @@ class ParallelGzip:
     def close(self) -> None:
         """Write what is left and the trailer; the sink stays open."""
         try:
-            if self._block:
-                self._submit(bytes(self._block))
-                self._block.clear()
-            while self._pending:
-                self._emit(self._pending.popleft().result())
-            trailer = struct.pack("<II", self._crc, self._length & 0xFFFFFFFF)
-            self._emit(_LAST_BLOCK + trailer)
+            self._end_member()
         finally:
             self.abort()
 
     def abort(self) -> None:
         """Give up: stop the threads; what was written so far is not a gzip stream."""
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _end_member(self) -> None:
+        """Write what is left of the current member, and its trailer."""
+        if self._block:
+            self._submit(bytes(self._block))
+            self._block.clear()
+        while self._pending:
+            self._emit(self._pending.popleft().result())
+        self._emit(_LAST_BLOCK + struct.pack("<II", self._crc, self._length & 0xFFFFFFFF))
+        self._crc, self._length, self._window = 0, 0, b""
 
     def _submit(self, block: bytes) -> None:
         self._crc = zlib.crc32(block, self._crc)

@@ -12,13 +12,14 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from planyard.core.errors import ImageBuildError, PlanyardError, SmokeNotRunError
 from planyard.edge import proc
+from planyard.edge.docker_cli import find_build_client
 
 if TYPE_CHECKING:
     import docker
@@ -154,7 +155,7 @@ class Engine:
                 [*command, "--progress", "plain", *args],
                 timeout_seconds=_BUILD_SECONDS,
                 env=environment,
-                on_line=on_line,
+                on_line=lambda line: on_line(line) if _tells(line) else None,
             )
         except proc.ProcessError as error:
             raise ImageBuildError(f"docker build failed: {error}", log_tail=error.tail) from error
@@ -201,6 +202,12 @@ class Engine:
         finally:
             with contextlib.suppress(docker.errors.NotFound):
                 created.remove(force=True)
+
+
+def _tells(line: str) -> bool:
+    """Whether a line of BuildKit's plain progress says something to a person."""
+    _, _, text = line.partition(" ")
+    return line.startswith("#") and not text.startswith(("sha256:", "DONE", "CACHED", "..."))
 
 
 def _create_arguments(container: Container) -> dict[str, Any]:
@@ -276,50 +283,11 @@ def _run_created(
     )
 
 
-def find_build_client() -> tuple[str, ...]:
-    """The first client on the PATH that can build with BuildKit, as the start of a command."""
-    tried = []
-    for program in _clients():
-        if _succeeds([program, "buildx", "version"]):
-            # The builder of the engine itself: another would not see images imported into it.
-            return (program, "buildx", "build", "--builder", "default", "--load")
-        version = _client_version(program)
-        if version and int(version.split(".")[0]) < 23:
-            return (program, "build")
-        tried.append(f"{program} ({version or 'no version'}, without buildx)")
-    raise ImageBuildError(
-        "no Docker client with BuildKit was found: "
-        + (", ".join(tried) or "no docker on the PATH"),
-        mend="planyard setup",
-    )
+def files_of_context(context: Path, patterns: Sequence[str]) -> list[str]:
+    """The paths below `context` that .dockerignore `patterns` let in, sorted."""
+    from docker.utils.build import exclude_paths
 
-
-def _clients() -> Iterator[str]:
-    seen = set()
-    for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]:
-        path = shutil.which("docker", path=folder)
-        if path and os.path.realpath(path) not in seen:
-            seen.add(os.path.realpath(path))
-            yield path
-
-
-def _succeeds(args: Sequence[str]) -> bool:
-    try:
-        return proc.run_unchecked(args, timeout_seconds=20).exit_code == 0
-    except proc.ProcessError:
-        return False
-
-
-def _client_version(program: str) -> str:
-    try:
-        output = proc.run(
-            ["env", "-u", "DOCKER_HOST", program, "--version"], timeout_seconds=20
-        ).output
-    except proc.ProcessError:
-        return ""
-    # "Docker version 20.10.24+dfsg1, build 297e128"
-    words = output.split()
-    return words[2].strip(",") if len(words) > 2 and words[2][:1].isdigit() else ""
+    return sorted(exclude_paths(str(context), list(patterns)))
 
 
 def engine_addresses() -> tuple[str, ...]:

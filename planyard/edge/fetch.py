@@ -171,7 +171,7 @@ class _OnlyHttps(urllib.request.HTTPRedirectHandler):
 
     max_redirections = MAX_REDIRECTS
 
-    def redirect_request(  # noqa: PLR0917  urllib's signature
+    def redirect_request(  # urllib's signature
         self,
         req: urllib.request.Request,
         fp: IO[bytes],
