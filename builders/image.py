@@ -78,7 +78,12 @@ def order_image(
     dockerfile = _read(workspace.root, spec.dockerfile)
     base, base_digest = _resolve_base(spec, matrix=matrix, workspace=workspace)
     recipe = ImageRecipe(
-        stages=stage_text(dockerfile, target=target, name=spec.dockerfile),
+        stages=stage_text(
+            dockerfile,
+            target=target,
+            name=spec.dockerfile,
+            arguments={**spec.build_args, **({"BASE": base_digest} if base_digest else {})},
+        ),
         target=target,
         files=context_digests(workspace.root / spec.context),
         wheels=read_lock(_read(workspace.root, lock), name=lock) if lock else (),

@@ -23,6 +23,7 @@ Progress = Callable[[int], None]
 """Told of each piece of a layer that was written, in bytes."""
 _COPY_BYTES = 1 << 20
 _LARGEST_FILES = 8
+_ENCODING = "utf-8"  # tarfile takes the locale's otherwise, and the digest would depend on it
 
 
 class Sink(Protocol):
@@ -118,6 +119,8 @@ def normalise_member(member: tarfile.TarInfo, *, epoch_seconds: int) -> tarfile.
     """The same member without what depends on the moment or the machine of the build."""
     member.mtime = min(int(member.mtime), epoch_seconds)
     member.uname = member.gname = ""
+    if member.isreg():
+        member.type = tarfile.REGTYPE  # sparse and contiguous files are written as plain ones
     # Extended attributes (file capabilities) are contents; everything else is written anew.
     member.pax_headers = {
         key: value for key, value in member.pax_headers.items() if key.startswith("SCHILY.xattr.")
@@ -162,16 +165,18 @@ def rewrite_layer(
 ) -> LayerContents:
     """Copy an uncompressed layer tar in normal form; returns what was in it.
 
-    Content that `deflated` knows is not compressed again.
+    Content that `deflated` knows is not compressed again. Nothing is ever extracted: names and links
+    are text here, wherever they point. Raises tarfile.TarError for what is not a whole tar.
     """
     contents = LayerContents()
     hashing = HashingSink(sink, progress=progress)
     with (
-        tarfile.TarFile(fileobj=source, copybufsize=_COPY_BYTES) as layer,
+        tarfile.TarFile(fileobj=source, encoding=_ENCODING, copybufsize=_COPY_BYTES) as layer,
         tarfile.TarFile(
             fileobj=hashing,  # type: ignore[arg-type]
             mode="w",
             format=tarfile.PAX_FORMAT,
+            encoding=_ENCODING,
             copybufsize=_COPY_BYTES,
         ) as normal,
     ):
@@ -187,5 +192,13 @@ def rewrite_layer(
             # tarfile keeps every member otherwise, and a layer can hold very many.
             layer.members = []  # type: ignore[attr-defined]
             normal.members = []  # type: ignore[attr-defined]
+        _require_end(source, at=layer.offset)
     contents.diff_id = hashing.digest
     return contents
+
+
+def _require_end(source: BinaryIO, *, at: int) -> None:
+    """tarfile takes a header it cannot read for the end of the tar: what stands there decides."""
+    source.seek(at)
+    if source.read(tarfile.BLOCKSIZE).strip(b"\0"):
+        raise tarfile.ReadError(f"the header at byte {at} cannot be read")

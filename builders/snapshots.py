@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+import msgspec
+
 import planyard
 from builders.probing import ProbeReport, probe_image
 from builders.workspace import Workspace
@@ -14,9 +16,10 @@ from engines.snapshot import (
     DeviceReport,
     Snapshot,
     pins_as_text,
+    to_json,
 )
 from planyard.core.cells import Cell
-from planyard.core.digest import digest_of_value
+from planyard.core.digest import digest_of_bytes, digest_of_value
 from planyard.core.matrix import Gates, Matrix
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import SnapshotWritten
@@ -57,15 +60,21 @@ def write_snapshots(
             commit=commit,
             matrix_digest=digest_of_matrix(loaded.matrix),
         )
-        digest = index.put_snapshot(workspace.store, snapshot)
+        digest = _put_if_new(workspace, snapshot)
         written.append(SnapshotWritten(image=snapshot.image, gpu=gpu, digest=digest))
     return tuple(written)
 
 
+def _put_if_new(workspace: Workspace, snapshot: Snapshot) -> str:
+    """Enter a snapshot, unless one that differs only in its time is there already."""
+    for kept in index.snapshots_of_image(workspace.store, snapshot.image):
+        if msgspec.structs.replace(kept, created=snapshot.created) == snapshot:
+            return digest_of_bytes(to_json(kept))
+    return index.put_snapshot(workspace.store, snapshot)
+
+
 def digest_of_matrix(matrix: Matrix) -> str:
     """The digest of what the matrix says; comments and order of keys do not count."""
-    import msgspec
-
     return digest_of_value(msgspec.to_builtins(matrix, enc_hook=int))
 
 

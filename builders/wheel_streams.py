@@ -12,6 +12,7 @@ import csv
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,11 +62,14 @@ class WheelStreams:
         """The member that holds exactly this content; `body` is left at its start."""
         if size_bytes not in self._sizes:
             return None
-        seen = hashlib.sha256()
+        seen, crc = hashlib.sha256(), 0
         while piece := body.read(_PIECE_BYTES):
             seen.update(piece)
+            crc = zlib.crc32(piece, crc)
         body.seek(0)
-        return self._members.get(seen.hexdigest())
+        member = self._members.get(seen.hexdigest())
+        # The CRC is of what the stream holds: a RECORD that names other content is not believed.
+        return member if member and member.crc == crc else None
 
     def _add(self, wheel: Path) -> None:
         with zipfile.ZipFile(wheel) as archive:

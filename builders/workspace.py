@@ -66,6 +66,11 @@ class Workspace:
         if self._engine is None:
             self._engine = docker.find_engine()
             found = self._engine is not None
+            if not found and (named := os.environ.get("DOCKER_HOST")):
+                raise docker.EngineError(
+                    f"no Docker engine answers at DOCKER_HOST={named}",
+                    mend="start it, or unset DOCKER_HOST to let planyard start a private one",
+                )
             missing = setup.missing_tools(engine_answers=found)
             setup.install(missing, console=self.console, allowed=self.may_install)
             self._engine = self._engine or self._start_engine()
