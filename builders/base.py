@@ -17,7 +17,7 @@ import msgspec
 
 from builders.layers import normalise_member
 from planyard.core.digest import digest_of_value, short
-from planyard.core.errors import ImageBuildError
+from planyard.core.errors import ImageBuildError, IntegrityError
 from planyard.core.matrix import DebianBase
 from planyard.core.results import Package
 from planyard.edge import files, proc
@@ -74,6 +74,17 @@ class BaseCache:
         base = msgspec.json.decode(path.read_bytes(), type=ResolvedBase)
         return base if self.tar_path(base).exists() else None
 
+    def verified_tar(self, base: ResolvedBase) -> Path:
+        """Where the root's tar lies; raises IntegrityError when it is not what its digest says."""
+        path = self.tar_path(base)
+        found = files.digest_of_file(path)
+        if found != base.digest:
+            raise IntegrityError(
+                f"{path} is damaged: it should be {base.digest} and is {found}",
+                mend=f"remove {path} and build again",
+            )
+        return path
+
     def bootstrap(self, spec: DebianBase, *, report: Report) -> ResolvedBase:
         """Resolve and extract `spec` with mmdebstrap; ImageBuildError carries its log's tail."""
         with files.scratch_folder(self.folder, prefix=".bootstrap-") as scratch:
@@ -82,7 +93,7 @@ class BaseCache:
             hook = _write_hook(scratch)
             _mmdebstrap(spec, raw=raw, hook=hook, epoch_seconds=epoch, report=report)
             clean = scratch / "clean.tar"
-            _filter_root(raw, clean, remove=(*_FOREIGN, *spec.remove), epoch_seconds=epoch)
+            filter_root(raw, clean, remove=(*_FOREIGN, *spec.remove), epoch_seconds=epoch)
             base = ResolvedBase(
                 digest=files.digest_of_file(clean),
                 packages=packages_from_sums((scratch / "packages").read_text()),
@@ -150,18 +161,33 @@ def _mmdebstrap(
         ) from error
 
 
-def _filter_root(raw: Path, clean: Path, *, remove: tuple[str, ...], epoch_seconds: int) -> None:
-    """Copy a root's tar without what `remove` matches, in a normal form that digests equally."""
+def filter_root(raw: Path, clean: Path, *, remove: tuple[str, ...], epoch_seconds: int) -> None:
+    """Copy a root's tar without what `remove` matches, in a normal form that digests equally.
+
+    Nothing is extracted. A file that was removed and has other names lives on under the first.
+    """
     pattern = re.compile("|".join(fnmatch.translate(glob) for glob in remove))
-    with tarfile.open(raw) as source, tarfile.open(clean, "w", format=tarfile.PAX_FORMAT) as target:
+    with (
+        tarfile.open(raw, encoding="utf-8") as source,
+        tarfile.open(clean, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as target,
+    ):
         seen: set[str] = set()
+        removed: dict[str, tarfile.TarInfo] = {}
+        moved: dict[str, str] = {}
         for member in source:
-            name = member.name.removeprefix("./")
-            if pattern.match(name) or name in ("", ".") or name in seen:
+            member.name = name = member.name.removeprefix("./")
+            if name in ("", ".") or name in seen:
+                continue
+            if pattern.match(name):
+                removed[name] = member
                 continue
             seen.add(name)
-            member.name = name
+            content = member
             if member.islnk():
-                member.linkname = member.linkname.removeprefix("./")
-            body = source.extractfile(member) if member.isreg() else None
+                linked = member.linkname.removeprefix("./")
+                member.linkname = moved.get(linked, linked)
+                if linked in removed and linked not in moved:
+                    content, moved[linked] = removed[linked], name
+                    member.type, member.size = content.type, content.size
+            body = source.extractfile(content) if content.isreg() else None
             target.addfile(normalise_member(member, epoch_seconds=epoch_seconds), body)

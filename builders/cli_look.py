@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json as json_library
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import typer
 
@@ -154,25 +155,33 @@ def log_check(
 
     Examples: planyard log-check server.log, or docker logs app 2>&1 | planyard log-check --json
     """
-    from smoke.gates.logs import scan_lines
+    import msgspec
+
+    from smoke.gates.logs import LogScanner
     from smoke.rules import load_rules
 
     console = Console(quiet=json)
     rules = load_rules()
     found: list[dict[str, object]] = []
     for name, stream in _streams(files or []):
+        scanner = LogScanner(rules)
         with stream:
-            for hit in scan_lines(iter(lambda: stream.readline(1 << 20), b""), rules):  # noqa: B023
-                entry = {"file": name, "rule": hit.rule, "line": hit.line, "text": hit.text}
-                found.append({**entry, "severity": hit.severity, "why": hit.why})
-                if not json:
-                    console.document(f"{name}:{hit.line}: {hit.severity}: {hit.text} [{hit.rule}]")
-                    console.detail(f"    {hit.why}")
+            hits = [hit for piece in _pieces(stream) for hit in scanner.feed(piece)]
+        for hit in [*hits, *scanner.close()]:
+            found.append({"file": name, **msgspec.structs.asdict(hit)})
+            if not json:
+                console.document(f"{name}:{hit.line}: {hit.severity}: {hit.text} [{hit.rule}]")
+                console.detail(f"    {hit.why}")
     if json:
         console.document(json_library.dumps({"schema": 1, "findings": found}, ensure_ascii=False))
     elif not found:
         console.detail("no words of loss; a clean log alone proves nothing")
     return EXIT_FINDINGS if any(each["severity"] == "fail" for each in found) else 0
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    while piece := stream.read(1 << 20):
+        yield piece
 
 
 def _streams(files: list[Path]) -> Any:

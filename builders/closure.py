@@ -30,6 +30,7 @@ _SYSTEM_FOLDERS = (
     "/usr/local/lib",
 )
 _ELF = b"\x7fELF"
+_HOPS = 40  # as many links as the kernel follows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,21 +51,31 @@ class Contents:
     elf_files: dict[str, ElfFile] = field(default_factory=dict)
 
     def add_layer(self, layer: IO[bytes]) -> None:
-        """Read an uncompressed layer tar; whiteouts take away what lower layers brought."""
-        with tarfile.open(fileobj=layer, mode="r:") as tar:
+        """Read an uncompressed layer tar; whiteouts take away what lower layers brought.
+
+        They say nothing about their own layer, wherever in it they stand. Nothing is extracted.
+        """
+        own = Contents()
+        hidden, emptied = set(), set()
+        with tarfile.open(fileobj=layer, mode="r:", encoding="utf-8") as tar:
             for member in tar:
-                path = "/" + member.name.removeprefix("./").strip("/")
+                path = posixpath.normpath("/" + member.name.strip("/"))
                 folder, base = posixpath.split(path)
                 if base == ".wh..wh..opq":
-                    self._remove_below(folder)
+                    emptied.add(folder)
                 elif base.startswith(".wh."):
-                    gone = posixpath.join(folder, base.removeprefix(".wh."))
-                    self._forget(gone)
-                    self._remove_below(gone)
+                    hidden.add(posixpath.join(folder, base.removeprefix(".wh.")))
                 else:
-                    self._add(path, member, tar)
+                    own.add_member(path, member, tar)
+                    if not member.isdir():
+                        emptied.add(path)  # what is no folder has nothing below it
+        self._hide(hidden | own.paths, emptied | hidden)
+        self.paths |= own.paths
+        self.links |= own.links
+        self.elf_files |= own.elf_files
 
-    def _add(self, path: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+    def add_member(self, path: str, member: tarfile.TarInfo, tar: tarfile.TarFile) -> None:
+        """Take in one member; a later one of the same path replaces it."""
         self._forget(path)
         self.paths.add(path)
         if member.issym():
@@ -79,35 +90,45 @@ class Contents:
         self.links.pop(path, None)
         self.elf_files.pop(path, None)
 
-    def _remove_below(self, folder: str) -> None:
-        prefix = folder.rstrip("/") + "/"
-        for path in [each for each in self.paths if each.startswith(prefix)]:
-            self._forget(path)
+    def _hide(self, replaced: set[str], emptied: set[str]) -> None:
+        """Forget these paths, and everything below the `emptied` ones."""
+        for path in list(self.paths):
+            if path in replaced or any(folder in emptied for folder in _folders_of(path)):
+                self._forget(path)
 
     def exists(self, path: str) -> bool:
         """Whether a file is there, folders' and files' links followed."""
         return self.real_path(path) in self.paths
 
     def real_path(self, path: str) -> str:
-        """`path` with every link in it replaced, as the kernel would."""
+        """`path` with every link in it replaced, as the kernel would; empty for a circle."""
         parts = [part for part in path.split("/") if part]
         resolved, hops = "/", 0
         while parts:
             part = parts.pop(0)
             candidate = posixpath.normpath(posixpath.join(resolved, part))
             target = self.links.get(candidate)
-            if target is None or hops > 40:
+            if target is None:
                 resolved = candidate
                 continue
             hops += 1
+            if hops > _HOPS:
+                return ""
             absolute = posixpath.join(resolved, target)
             parts = [each for each in absolute.split("/") if each] + parts
             resolved = "/"
         return resolved
 
 
+def _folders_of(path: str) -> Iterator[str]:
+    """The folders that `path` is in, the nearest first."""
+    while path != "/":
+        path = posixpath.dirname(path)
+        yield path
+
+
 def read_elf(stream: IO[bytes], *, path: str) -> ElfFile | None:
-    """The dynamic section of an ELF file; None for one without (static, object files)."""
+    """The dynamic section of an ELF file; None for one without (static, object, damaged files)."""
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
@@ -118,7 +139,7 @@ def read_elf(stream: IO[bytes], *, path: str) -> ElfFile | None:
         if dynamic is None:
             return None
         tags = list(dynamic.iter_tags())
-    except ELFError:
+    except (ELFError, OverflowError, ValueError):  # offsets and names of a damaged file
         return None
     needed = tuple(tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED")
     runpath = [tag.runpath for tag in tags if tag.entry.d_tag == "DT_RUNPATH"]

@@ -51,16 +51,28 @@ def put_golden(store: Store, key: str, outputs: Arrays) -> None:
     store.put_entry(KIND, key, msgspec.json.encode(tensors))
 
 
+def has_golden(store: Store, key: str) -> bool:
+    """Whether a golden with all its outputs is there; its bytes are not read."""
+    return any(_whole(store, document) for document in store.entries(KIND, key))
+
+
 def find_golden(store: Store, key: str) -> Arrays | None:
-    """The golden under a key, every byte verified; None when there is none."""
+    """The golden under a key, every byte verified; None when there is no whole one."""
     import numpy as np
 
     for document in store.entries(KIND, key):
-        tensors = msgspec.json.decode(document, type=tuple[GoldenTensor, ...])
-        return {
-            each.name: np.frombuffer(
-                store.read_blob(each.digest, limit_bytes=_LIMIT_BYTES), dtype=np.dtype(each.dtype)
-            ).reshape(each.shape)
-            for each in tensors
-        }
+        if tensors := _whole(store, document):
+            return {
+                each.name: np.frombuffer(
+                    store.read_blob(each.digest, limit_bytes=_LIMIT_BYTES),
+                    dtype=np.dtype(each.dtype),
+                ).reshape(each.shape)
+                for each in tensors
+            }
     return None
+
+
+def _whole(store: Store, document: bytes) -> tuple[GoldenTensor, ...]:
+    """The outputs of a golden; none when any of their bytes is not stored."""
+    tensors = msgspec.json.decode(document, type=tuple[GoldenTensor, ...])
+    return tensors if all(store.has_blob(each.digest) for each in tensors) else ()

@@ -185,7 +185,7 @@ def _fetch_wheels(order: ImageOrder, *, workspace: Workspace) -> tuple[Wheel, ..
 
 def _import_base(order: ImageOrder, *, engine: Engine, workspace: Workspace) -> None:
     if order.base and not engine.has_image(order.base.tag):
-        engine.import_root(workspace.bases.tar_path(order.base), tag=order.base.tag)
+        engine.import_root(workspace.bases.verified_tar(order.base), tag=order.base.tag)
 
 
 def _build(

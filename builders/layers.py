@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import math
 import tarfile
 from collections.abc import Callable, Iterable
 from typing import IO, Any, BinaryIO, Protocol
@@ -117,6 +118,8 @@ class LayerContents:
 
 def normalise_member(member: tarfile.TarInfo, *, epoch_seconds: int) -> tarfile.TarInfo:
     """The same member without what depends on the moment or the machine of the build."""
+    if not math.isfinite(member.mtime):
+        raise tarfile.ReadError(f"{member.name} has no time that can be read")
     member.mtime = min(int(member.mtime), epoch_seconds)
     member.uname = member.gname = ""
     if member.isreg():
@@ -165,8 +168,8 @@ def rewrite_layer(
 ) -> LayerContents:
     """Copy an uncompressed layer tar in normal form; returns what was in it.
 
-    Content that `deflated` knows is not compressed again. Nothing is ever extracted: names and links
-    are text here, wherever they point. Raises tarfile.TarError for what is not a whole tar.
+    Content that `deflated` knows is not compressed again. Nothing is ever extracted: names and
+    links are text here, wherever they point. Raises tarfile.TarError for what is no whole tar.
     """
     contents = LayerContents()
     hashing = HashingSink(sink, progress=progress)

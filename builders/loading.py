@@ -59,10 +59,11 @@ def _disagreements(matrix: Matrix, *, root: Path) -> Iterator[tuple[KeyPath, str
 def _against_pins(requirements: tuple[Requirement, ...], pins: Pins) -> Iterator[str]:
     """Where a lock has another version, or another wheel, than the pins."""
     for wheel in requirements:
-        pinned = _pinned(wheel.name, pins)
+        name = re.sub(r"[-_.]+", "-", wheel.name).lower()  # how the index compares names
+        pinned = _pinned(name, pins)
         if pinned and not _is_version(wheel.version, pinned):
             yield f"{wheel.name} is {wheel.version} in the lock, but the pins say {pinned}"
-        digest = pins.onnxruntime.wheels.get(wheel.name)
+        digest = pins.onnxruntime.wheels.get(name)
         if digest and digest.removeprefix("sha256:") not in wheel.sha256:
             yield f"{wheel.name}: the lock names another wheel than pins.onnxruntime.wheels"
 

@@ -7,16 +7,17 @@ with nothing in it that depends on when or where the image was built.
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import json
 import shutil
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
@@ -24,6 +25,7 @@ from builders.layers import DeflatedFiles, LayerContents, Progress, rewrite_laye
 from builders.parallel_gzip import ParallelGzip
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes
+from planyard.core.errors import ImageBuildError
 from planyard.core.results import Layer
 
 MANIFEST_TYPE = "application/vnd.oci.image.manifest.v1+json"
@@ -42,6 +44,7 @@ _CONFIG_FIELDS = (
     "StopSignal",
     "Healthcheck",
 )
+_DOCUMENT_LIMIT_BYTES = 16 << 20
 Visit = Callable[[IO[bytes]], None]
 
 
@@ -82,11 +85,35 @@ class SavedImage:
         return plain
 
 
+class _ArchiveEntry(msgspec.Struct):
+    """What `manifest.json` of a docker archive says of an image: names of members."""
+
+    configuration: str = msgspec.field(name="Config")
+    layers: tuple[str, ...] = msgspec.field(name="Layers")
+
+
+class _Configuration(msgspec.Struct):
+    """The part of an image configuration that every image has."""
+
+    architecture: str
+    os: str
+    config: dict[str, Any] | None = None
+    history: list[dict[str, Any]] | None = None
+
+
 def open_archive(archive: tarfile.TarFile) -> SavedImage:
-    """Read the parts of a `docker save` archive of one image."""
-    manifest = json.load(_member(archive, "manifest.json"))[0]
-    config = json.load(_member(archive, manifest["Config"]))
-    return SavedImage(config=config, layer_names=tuple(manifest["Layers"]), archive=archive)
+    """Read the parts of a `docker save` archive of one image; members are never extracted."""
+    entries = _decoded(archive, "manifest.json", tuple[_ArchiveEntry, ...])
+    if len(entries) != 1:
+        raise ImageBuildError(f"the image's archive holds {len(entries)} images, not one")
+    found = _decoded(archive, entries[0].configuration, _Configuration)
+    config = {
+        "architecture": found.architecture,
+        "os": found.os,
+        "config": found.config or {},
+        "history": found.history or [],
+    }
+    return SavedImage(config=config, layer_names=entries[0].layers, archive=archive)
 
 
 def store_image(
@@ -102,9 +129,9 @@ def store_image(
     """Put the image of the docker archive at `path` into the store; returns its identity.
 
     `visit` is given each uncompressed layer, for checks of its contents; `progress` is told of
-    each piece that was written.
+    each piece that was written. Raises ImageBuildError for an archive that cannot be read whole.
     """
-    with tarfile.open(path) as archive:
+    with _readable(path.name), tarfile.open(path) as archive:
         saved = open_archive(archive)
         history = _layer_history(saved.config)
         layers = []
@@ -170,9 +197,9 @@ def normal_config(
             "created_by": entry.get("created_by", ""),
             **({"empty_layer": True} if entry.get("empty_layer") else {}),
         }
-        for entry in config.get("history", [])
+        for entry in config["history"]
     ]
-    kept = {key: value for key, value in config.get("config", {}).items() if key in _CONFIG_FIELDS}
+    kept = {key: value for key, value in config["config"].items() if key in _CONFIG_FIELDS}
     return {
         "architecture": config["architecture"],
         "os": config["os"],
@@ -208,13 +235,42 @@ def _descriptor(media_type: str, digest: str, size_bytes: int) -> dict[str, obje
 
 def _layer_history(config: dict[str, Any]) -> Iterator[str]:
     """The instruction behind each layer, in order."""
-    for entry in config.get("history", []):
+    for entry in config["history"]:
         if not entry.get("empty_layer"):
             yield entry.get("created_by") or entry.get("comment") or ""
 
 
+_Document = TypeVar("_Document")
+
+
+def _decoded(archive: tarfile.TarFile, name: str, kind: type[_Document]) -> _Document:
+    """A JSON member of the archive."""
+    data = _member(archive, name).read(_DOCUMENT_LIMIT_BYTES)
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        message = f"the image's archive has a {name} that cannot be read: {error}"
+        raise ImageBuildError(message) from error
+
+
 def _member(archive: tarfile.TarFile, name: str) -> IO[bytes]:
-    stream = archive.extractfile(name)
+    """A file of the archive; engines with the containerd store name one layer through links."""
+    try:
+        stream = archive.extractfile(name)
+    except (KeyError, RecursionError):  # not there; links in a circle
+        stream = None
     if stream is None:
-        raise msgspec.ValidationError(f"docker save wrote no {name}")
+        raise ImageBuildError(f"the image's archive has no file {name!r}, which it should")
     return stream
+
+
+@contextlib.contextmanager
+def _readable(name: str) -> Iterator[None]:
+    """Turn what reading damaged tars and gzip streams raises into one clear error."""
+    try:
+        yield
+    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, OverflowError) as error:
+        message = f"the image's archive {name} cannot be read: {error}"
+        raise ImageBuildError(
+            message, mend="check that the disk is not full, then build"
+        ) from error

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
 import smoke
-from builders.goldens import find_golden, golden_key, put_golden
+from builders.goldens import find_golden, golden_key, has_golden, put_golden
 from builders.image import load_image
 from builders.models import FetchedModel, identity_of_model
 from builders.workspace import Workspace
@@ -96,7 +96,7 @@ class Smoking:
 
     def _verdict(self, cell: Cell) -> SmokeVerdict:
         key = self._key(cell)
-        for document in self.workspace.store.entries(_VERDICTS, key):
+        for document in self._kept_verdicts(cell, key):
             kept = msgspec.json.decode(document, type=SmokeVerdict)
             if self.workspace.store.has_blob(kept.log_digest):
                 return msgspec.structs.replace(kept, cell=cell.id)
@@ -105,6 +105,13 @@ class Smoking:
             document = canonical_json(msgspec.to_builtins(verdict))
             self.workspace.store.put_entry(_VERDICTS, key, document)
         return verdict
+
+    def _kept_verdicts(self, cell: Cell, key: str) -> Iterator[bytes]:
+        """Verdicts of this very run; a reference runs again when its golden is gone."""
+        reference, store = self.reference_of(cell), self.workspace.store
+        makes_golden = reference and reference.id == cell.id and self.matrix.gates.outputs
+        if not makes_golden or has_golden(store, self._golden_key(cell)):
+            yield from store.entries(_VERDICTS, key)
 
     def _run(self, cell: Cell) -> SmokeVerdict:
         reference = self.reference_of(cell)
@@ -138,7 +145,8 @@ class Smoking:
                 golden_missing=golden is None and (reference is None or reference.id != cell.id),
             )
             verdict = judge(evidence, gates=self.matrix.gates, rules=load_rules())
-            if verdict.verdict == "passed" and reference and reference.id == cell.id:
+            proved = verdict.verdict == verdict.gates["outputs"] == "passed"
+            if proved and reference and reference.id == cell.id:
                 put_golden(workspace.store, self._golden_key(cell), outputs)
         log = canonical_json({"stdout": run.stdout, "stderr": run.stderr})
         workspace.store.put_blob(digest_of_bytes(log), [log])
@@ -174,6 +182,7 @@ class Smoking:
         return digest_of_value(
             {
                 "image": self.images[cell.image].digest,
+                "python": self.matrix.images[cell.image].python,
                 "served": plan.digest if plan else identity_of_model(spec),
                 "shapes": input_shapes(spec.inputs, spec.profiles[cell.profile]),
                 "backend": cell.backend,

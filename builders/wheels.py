@@ -103,14 +103,19 @@ class WheelCache:
         record = self._record_path(requirements, python=python)
         if not record.exists():
             return None
-        wheels = msgspec.json.decode(record.read_bytes(), type=tuple[Wheel, ...])
-        return wheels if all(self.path(wheel).exists() for wheel in wheels) else None
+        try:
+            wheels = msgspec.json.decode(record.read_bytes(), type=tuple[Wheel, ...])
+        except msgspec.DecodeError:
+            return None
+        allowed = _allowed(requirements)
+        named = all(wheel.sha256 in allowed and _is_wheel_name(wheel.file_name) for wheel in wheels)
+        return wheels if named and all(self.path(wheel).exists() for wheel in wheels) else None
 
     def fetch(
         self, requirements: tuple[Requirement, ...], *, python: str, report: Report
     ) -> tuple[Wheel, ...]:
         """Download what a lock names, checked against its hashes twice: by pip and here."""
-        allowed = {digest for each in requirements for digest in each.sha256}
+        allowed = _allowed(requirements)
         with files.scratch_folder(self.folder, prefix=".fetch-") as scratch:
             lock = scratch / "lock.txt"
             lock.write_text("".join(_line(requirement) for requirement in requirements))
@@ -121,7 +126,10 @@ class WheelCache:
         return wheels
 
     def stage(self, wheels: tuple[Wheel, ...], folder: Path) -> None:
-        """Lay the wheels into a folder, as hard links where the file system allows."""
+        """Lay the wheels into a folder, as hard links where the file system allows.
+
+        Their bytes are checked there: raises IntegrityError for one that changed in the cache.
+        """
         folder.mkdir(parents=True)
         for wheel in wheels:
             source, target = self.path(wheel), folder / wheel.file_name
@@ -129,6 +137,12 @@ class WheelCache:
                 os.link(source, target)
             except OSError:
                 shutil.copyfile(source, target)
+            found = files.digest_of_file(target).removeprefix("sha256:")
+            if found != wheel.sha256:
+                raise IntegrityError(
+                    f"{source} is damaged: it should have sha256 {wheel.sha256} and has {found}",
+                    mend=f"remove {source.parent} and build again",
+                )
 
     def _keep(self, path: Path, allowed: set[str]) -> Wheel:
         with path.open("rb") as file:
@@ -156,6 +170,14 @@ def write_lock(names: tuple[str, ...], *, python: str, scratch: Path, report: Re
             sha256 = files.digest_of_file(path).removeprefix("sha256:")
             lines.append(f"{name.replace('_', '-')}=={version} --hash=sha256:{sha256}\n")
     return "".join(lines)
+
+
+def _allowed(requirements: tuple[Requirement, ...]) -> set[str]:
+    return {digest for each in requirements for digest in each.sha256}
+
+
+def _is_wheel_name(name: str) -> bool:
+    return name.endswith(".whl") and Path(name).name == name
 
 
 def _line(requirement: Requirement) -> str:

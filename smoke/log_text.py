@@ -34,14 +34,8 @@ _ODD_TO = {1: " ", 2: "", 3: "'", 4: "-"}
 _LATIN1_BLANK = re.compile(rb"(?<![\x80-\xff])\xa0(?![\x80-\xff])")
 # First bytes of all the characters above, in UTF-8: a block without them needs no decoding.
 _ODD_LEADS = (
-    b"\xc2",
-    b"\xca",
-    b"\xe1",
-    b"\xe2\x80",
-    b"\xe2\x81",
-    b"\xe2\x88",
-    b"\xe3\x80",
-    b"\xef",
+    *(b"\xc2", b"\xca", b"\xe1", b"\xef"),
+    *(b"\xe2\x80", b"\xe2\x81", b"\xe2\x88", b"\xe3\x80"),
 )
 _ASCII = bytes(range(0x80))
 
@@ -53,7 +47,8 @@ _MAX_JSON_DEPTH = 20
 # is not the rest of the line before.
 _HEAD = (
     rb"[{<=#*|+>~$]|\[(?!['\"])|-[- ]|\d{1,4}[-/:.]\d|[IWEFD](?:\d{4})? |\Z|"
-    rb"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL|SEVERE)\b|(?:debug|info|warning): |(?:time|ts|level)="
+    rb"(?:TRACE|DEBUG|INFO|NOTICE|WARN|WARNING|ERROR|CRITICAL|FATAL|SEVERE)\b|"
+    rb"(?:debug|info|warning): |(?:time|ts|level)="
 )
 _WRAPPED = re.compile(rb"\n(?<![.!?;}\n\x1e]\n)(?= *[^ \n])(?! *(?:" + _HEAD + rb"))")
 
@@ -122,7 +117,7 @@ def _plain_characters(block: bytes) -> bytes:
 
 def _without_json_escapes(block: bytes) -> bytes:
     """Replace JSON lines that hold escapes, and Docker's records, by the messages in them."""
-    parts = []
+    parts: list[bytes] = []
     done = escape = docker = 0
     while True:
         # Two plain searches are ten times as fast as one pattern with both.

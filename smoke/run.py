@@ -7,6 +7,8 @@ script of `smoke/inside`, mounted read-only; it reports, and the gates judge on 
 from __future__ import annotations
 
 import json
+import math
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
 INSIDE = Path(__file__).parent / "inside"
 JOB_SCHEMA = 1
 _REPORT_LIMIT_BYTES = 16 << 20
+_OUTPUT_LIMIT_BYTES = 4 << 30
 # What a session of each backend is asked to run on. No CPU beside a GPU: nothing to fall back to.
 PROVIDERS: Mapping[Backend, tuple[str, ...]] = {
     "onnxruntime-cpu": ("CPUExecutionProvider",),
@@ -127,25 +130,39 @@ def _container(job: SmokeJob, *, work: Path, out: Path) -> Container:
 def read_report(path: Path) -> SmokeReport | None:
     """What the script reported; None when it wrote nothing that can be read."""
     try:
-        if path.is_symlink() or path.stat().st_size > _REPORT_LIMIT_BYTES:
+        if _plain_size(path) > _REPORT_LIMIT_BYTES:
             return None
         return msgspec.json.decode(path.read_bytes(), type=SmokeReport)
-    except (OSError, msgspec.DecodeError):
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
 
 
+def _plain_size(path: Path) -> int:
+    """The size of a regular file; OSError for a link, a pipe that nobody writes to, a folder."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(f"{path.name} is not a regular file")
+    return status.st_size
+
+
 def read_outputs(report: SmokeReport, folder: Path) -> Arrays:
-    """The arrays a run wrote, those whose files are what the report says."""
+    """The arrays a run wrote, those whose files are what the report says.
+
+    What is in a file is the image's word: only numbers are taken, and no more than the shape says.
+    """
     import numpy as np
 
     found: Arrays = {}
     for output in report.outputs:
         path = folder / Path(output.file).name
         try:
-            if path.is_symlink():
+            kind = np.dtype(output.dtype)
+            size_bytes = math.prod(output.shape) * kind.itemsize
+            if kind.kind not in "fiub" or min(output.shape, default=0) < 0:
                 continue
-            array = np.frombuffer(path.read_bytes(), dtype=np.dtype(output.dtype))
-            found[output.name] = array.reshape(output.shape)
-        except (OSError, ValueError, TypeError):
+            if size_bytes > _OUTPUT_LIMIT_BYTES or _plain_size(path) != size_bytes:
+                continue
+            found[output.name] = np.frombuffer(path.read_bytes(), dtype=kind).reshape(output.shape)
+        except (OSError, ValueError, TypeError, SyntaxError):
             continue
     return found

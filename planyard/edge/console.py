@@ -87,7 +87,7 @@ class Console:
         match = re.match(r"([^\s:]+):(\d+):(\d+) ", problem)
         place = f" file={match[1]},line={match[2]},col={match[3]}" if match else ""
         text = problem.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        self._write(f"::error{place}::{text}")
+        self._put(f"::error{place}::{text}")
 
     def step_summary(self, markdown: str) -> None:
         """Add to the job summary on GitHub; nothing elsewhere."""
@@ -114,9 +114,21 @@ class Console:
         return self.paint(f"({format_seconds(time.monotonic() - started)})", _DIM)
 
     def _write(self, text: str) -> None:
+        self._put(_without_commands(text) if self.github else text)
+
+    def _put(self, text: str) -> None:
         with self._lock:
             sys.stderr.write(text + "\n")
             sys.stderr.flush()
+
+
+def _without_commands(text: str) -> str:
+    """Text that a GitHub runner prints and does not obey: what a log says is no command of ours.
+
+    A runner obeys a line that begins with `::`, blanks aside, and one that has `##[` anywhere.
+    """
+    lines = text.replace("##[", "## [").splitlines()
+    return "\n".join(f"| {line}" if line.lstrip().startswith("::") else line for line in lines)
 
 
 class _PlainStep:

@@ -7,6 +7,7 @@ on the PATH, and the first need not be the one that works.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Iterator, Sequence
 
@@ -14,10 +15,14 @@ from planyard.core.errors import ImageBuildError
 from planyard.edge import proc
 
 
-def find_build_client() -> tuple[str, ...]:
-    """The first client on the PATH that can build with BuildKit, as the start of a command."""
+def find_build_client(folders: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The first client that can build with BuildKit, as the start of a command.
+
+    Looks in `folders`: those of the PATH and /usr/bin unless others are given. Raises
+    ImageBuildError, naming each client it tried.
+    """
     tried = []
-    for program in _clients():
+    for program in _clients(_usual_folders() if folders is None else folders):
         if _succeeds([program, "buildx", "version"]):
             # The builder of the engine itself: another would not see images imported into it.
             return (program, "buildx", "build", "--builder", "default", "--load")
@@ -32,9 +37,13 @@ def find_build_client() -> tuple[str, ...]:
     )
 
 
-def _clients() -> Iterator[str]:
+def _usual_folders() -> list[str]:
+    return [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]
+
+
+def _clients(folders: Sequence[str]) -> Iterator[str]:
     seen = set()
-    for folder in [*os.environ.get("PATH", "").split(os.pathsep), "/usr/bin"]:
+    for folder in folders:
         path = shutil.which("docker", path=folder)
         if path and os.path.realpath(path) not in seen:
             seen.add(os.path.realpath(path))
@@ -55,6 +64,6 @@ def _client_version(program: str) -> str:
         ).output
     except proc.ProcessError:
         return ""
-    # "Docker version 20.10.24+dfsg1, build 297e128"
-    words = output.split()
-    return words[2].strip(",") if len(words) > 2 and words[2][:1].isdigit() else ""
+    # Podman installs a `docker` of its own, which has another numbering and no BuildKit.
+    found = re.match(r"Docker version ([0-9]+\.[^\s,]*)", output)
+    return found[1] if found else ""

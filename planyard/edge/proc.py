@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 TAIL_LINES = 40
 
@@ -85,9 +86,8 @@ def run_unchecked(
     lines: list[str] = []
     try:
         if stdin and process.stdin:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(stdin)
-                process.stdin.close()
+            # Beside the reading below: a process that answers as it reads would wait for ever.
+            threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True).start()
         for raw in process.stdout or ():
             line = raw.decode(errors="replace")
             lines.append(line)
@@ -103,6 +103,12 @@ def run_unchecked(
         message = f"{Path(args[0]).name} did not end within {timeout_seconds:g} s"
         raise ProcessError(message, tail=deque("".join(lines).splitlines(), TAIL_LINES))
     return Completed(args=tuple(args), exit_code=exit_code, output="".join(lines))
+
+
+def _feed(pipe: IO[bytes], data: bytes) -> None:
+    """Write `data` and close the pipe; a process that does not read it to the end may."""
+    with contextlib.suppress(BrokenPipeError), pipe:
+        pipe.write(data)
 
 
 def start(

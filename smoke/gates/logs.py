@@ -9,6 +9,7 @@ gate looks at the same run independently.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 
 import msgspec
@@ -21,6 +22,8 @@ from smoke.rules import Rule, RuleSet
 BLOCK_BYTES = 1 << 20
 MAX_TEXT = 400
 """Characters of a hit that are kept."""
+MAX_PER_RULE = 20
+"""Findings that one rule makes in one stream; the log itself has the rest."""
 _CONTEXT_BYTES = 4096
 """What is kept of the lines before a block, so that a message over its border is found."""
 _WINDOW = 3
@@ -117,7 +120,8 @@ def scan_text(text: str | bytes, rules: RuleSet) -> tuple[LogHit, ...]:
     """Find losses in a whole log."""
     data = text.encode("utf-8", "ignore") if isinstance(text, str) else text
     scanner = LogScanner(rules)
-    return (*scanner.feed(data), *scanner.close())
+    # The newline lets the last two lines be judged together.
+    return (*scanner.feed(data if data.endswith(b"\n") else data + b"\n"), *scanner.close())
 
 
 def check_logs(run: SmokeRun, *, rules: RuleSet) -> tuple[Finding, ...]:
@@ -126,18 +130,32 @@ def check_logs(run: SmokeRun, *, rules: RuleSet) -> tuple[Finding, ...]:
         message = "the run printed nothing, so its log says nothing about fallbacks"
         return (Finding(gate="logs", rule="logs.no-evidence", message=message, where=run.cell),)
     rules = rules.for_scope(stage="smoke", process="smoke")
+    streams = (("stdout", run.stdout), ("stderr", run.stderr))
     return tuple(
-        Finding(
-            gate="logs",
-            rule=hit.rule,
-            message=f"{stream} line {hit.line}: {hit.why}",
-            where=run.cell,
-            severity=hit.severity,
-            evidence=(hit.text,),
-            line=hit.line,
-        )
-        for stream, text in (("stdout", run.stdout), ("stderr", run.stderr))
-        for hit in scan_text(text, rules)
+        _finding_of(hit, stream=stream, run=run)
+        for stream, text in streams
+        for hit in _first_of_each_rule(scan_text(text, rules))
+    )
+
+
+def _first_of_each_rule(hits: Iterable[LogHit]) -> Iterator[LogHit]:
+    """The first MAX_PER_RULE hits of each rule; one node a line can make thousands."""
+    seen: Counter[str] = Counter()
+    for hit in hits:
+        seen[hit.rule] += 1
+        if seen[hit.rule] <= MAX_PER_RULE:
+            yield hit
+
+
+def _finding_of(hit: LogHit, *, stream: str, run: SmokeRun) -> Finding:
+    return Finding(
+        gate="logs",
+        rule=hit.rule,
+        message=f"{stream} line {hit.line}: {hit.why}",
+        where=run.cell,
+        severity=hit.severity,
+        evidence=(hit.text,),
+        line=hit.line,
     )
 
 
@@ -212,20 +230,19 @@ def _judge_lines(
 
 def _allowed_as_part(lines: list[bytes], index: int, size: int, rules: RuleSet) -> bool:
     """Whether a loss in some lines is harmless words once the lines around them are read too."""
-    for start in range(max(0, index - _WINDOW + 1), index + 1):
-        wider = lines[start : start + _WINDOW]
-        if not size < len(wider) >= index + size - start:
-            continue
-        text = WRAP.join(wider)
-        begin = len(WRAP.join(wider[: index - start]))
-        end = begin + len(WRAP.join(lines[index : index + size])) + 1
-        # Only an allow entry that itself reaches over the border can speak for these lines.
-        over = any(
-            from_ < end and to > begin and WRAP in text[from_:to]
-            for from_, to in rules.allowed_spans(text)
-        )
-        if over and _judge(text, rules) is None:
-            return True
+    reach = _WINDOW - 1
+    for start in range(max(0, index - reach), index + 1):
+        for stop in range(index + size, min(len(lines), index + size + reach) + 1):
+            text = WRAP.join(lines[start:stop])
+            begin = len(WRAP.join(lines[start:index]))
+            end = begin + len(WRAP.join(lines[index : index + size])) + 1
+            # Only an allow entry that itself reaches over a border can speak for these lines.
+            over = any(
+                from_ < end and to > begin and WRAP in text[from_:to]
+                for from_, to in rules.allowed_spans(text)
+            )
+            if over and _judge(text, rules) is None:
+                return True
     return False
 
 

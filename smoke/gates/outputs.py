@@ -27,13 +27,15 @@ def check_outputs(
     """Findings for each output that is not a number, has another shape, or is too far off.
 
     `golden` is None for the run that makes it; a run that is judged against a golden passes the
-    arrays of the golden by output name.
+    arrays of the golden by output name. A golden without outputs proves nothing.
     """
     if not outputs:
         return (_finding(run, "no-evidence", "the run wrote no outputs"),)
     found = [each for name, array in outputs.items() for each in _not_finite(run, name, array)]
     if golden is None or found:
         return tuple(found)
+    if not golden:
+        return (_finding(run, "no-golden", "the golden holds no outputs"),)
     if tolerance is None:
         return (_finding(run, "no-limit", "the matrix gives no tolerance for this precision"),)
     missing = sorted(golden.keys() - outputs.keys())

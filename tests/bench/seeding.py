@@ -2,29 +2,37 @@
 
 Small blobs stand for images and plans. They enter the store through its own API, under the recipes
 that a build computes; then the line of a real build runs over them (images, plans, smoke), finds
-all of them, and its own closing step writes the memo. A snapshot would want a container for the
-probe of an image, so that last step is left out.
+all of them, and its own closing step writes the memo. The step of the snapshots would probe the
+images in containers, so one snapshot that says nothing of their insides is entered instead.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
+import msgspec
+
+import planyard
 from builders.closing import close_build
 from builders.image import ImageOrder, order_image
 from builders.loading import load
 from builders.oci import MANIFEST_TYPE
 from builders.pipeline import build
 from builders.plan import PlanOrder, order_plans
+from builders.snapshots import digest_of_matrix, gates_off
 from builders.workspace import Workspace
 from engines import index
 from engines.recipe import recipe_inputs
+from engines.snapshot import BudgetFigures, DeviceReport, Snapshot, pins_as_text
 from engines.store.local import LocalStore
 from planyard.core.cells import compile_groups, expand
 from planyard.core.compat import load_compat
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.reader import LoadedMatrix
+from planyard.core.report import BuildReport, SnapshotWritten
 from planyard.core.results import ImageRecord, Layer, PlanRecord
+from planyard.edge.clock import utc_now
 from planyard.edge.console import Console
 
 BUILD_OPTIONS = ("store=None", "require-smoke=False")
@@ -32,7 +40,10 @@ BUILD_OPTIONS = ("store=None", "require-smoke=False")
 
 
 def seed_workspace(matrix: Path) -> int:
-    """Leave the workspace of `matrix` as a finished build leaves it; returns how many plans."""
+    """Leave the workspace of `matrix` as a finished build leaves it; returns how many plans.
+
+    Wants no NVIDIA GPU in sight: cells that can run here are no part of this.
+    """
     root = matrix.parent
     loaded = load(matrix)
     store = LocalStore(root / ".planyard" / "store")
@@ -42,7 +53,7 @@ def seed_workspace(matrix: Path) -> int:
         if report.compiled or len(report.plans) != plans:
             raise RuntimeError(f"{len(report.plans)} of {plans} plans were found in the store")
         code = close_build(
-            report,
+            msgspec.structs.replace(report, snapshots=(_put_snapshot(report, loaded, store),)),
             loaded=loaded,
             workspace=workspace,
             matrix=matrix.absolute(),
@@ -61,16 +72,12 @@ def _fill_store(loaded: LoadedMatrix, *, workspace: Workspace) -> int:
     compilers: dict[str, ImageRecord] = {}
     for name, spec in matrix.images.items():
         for compiler in (False, True):
-            order = order_image(
-                name, spec, matrix=matrix, workspace=workspace, compiler=compiler
-            )
+            order = order_image(name, spec, matrix=matrix, workspace=workspace, compiler=compiler)
             compilers[name] = _put_image(order, workspace.store)
     orders = [
         order
         for group in compile_groups(expand(matrix, load_compat()).cells)
-        for order in order_plans(
-            group, matrix=matrix, compiler=compilers[group.image], packages={}
-        )
+        for order in order_plans(group, matrix=matrix, compiler=compilers[group.image], packages={})
     ]
     for order in orders:
         _put_plan(order, workspace.store)
@@ -136,3 +143,39 @@ def _put_plan(order: PlanOrder, store: LocalStore) -> None:
             inputs=recipe_inputs(order.recipe),
         ),
     )
+
+
+def _put_snapshot(report: BuildReport, loaded: LoadedMatrix, store: LocalStore) -> SnapshotWritten:
+    """A snapshot of the first GPU with its share of the plans, none of its fields made up."""
+    matrix, image = loaded.matrix, report.images[0]
+    gpu = next(iter(matrix.gpus))
+    record = next(each for each in index.all_images(store) if each.digest == image.digest)
+    snapshot = Snapshot(
+        image=record.digest,
+        image_name=record.name,
+        image_recipe=record.recipe,
+        gpu=gpu,
+        sm=matrix.gpus[gpu].sm,
+        pins=pins_as_text(matrix.pins),
+        versions_found={},
+        device=DeviceReport(),
+        workspace_bytes=int(matrix.compile.workspace),
+        plans=tuple(plan for plan in report.plans if plan.cell.endswith(f"/{gpu}")),
+        smoke=tuple(each for each in report.verdicts if each.cell.endswith(f"/{gpu}")),
+        gates_off=gates_off(matrix.gates),
+        budget=BudgetFigures(
+            pull_bytes=record.pull_bytes,
+            unpacked_bytes=record.unpacked_bytes,
+            largest_layer_bytes=record.layers[0].pull_bytes,
+        ),
+        commit=None,
+        matrix_digest=digest_of_matrix(matrix),
+        created=utc_now(),
+        planyard_version=planyard.__version__,
+    )
+    digest = index.put_snapshot(store, snapshot)
+    return SnapshotWritten(image=record.digest, gpu=gpu, digest=digest)
+
+
+if __name__ == "__main__":
+    print(seed_workspace(Path(sys.argv[1])))

@@ -11,7 +11,14 @@ import pytest
 
 from planyard.core.findings import failures
 from planyard.core.results import SmokeRun
-from smoke.gates.logs import BLOCK_BYTES, LogScanner, check_logs, scan_lines, scan_text
+from smoke.gates.logs import (
+    BLOCK_BYTES,
+    MAX_PER_RULE,
+    LogScanner,
+    check_logs,
+    scan_lines,
+    scan_text,
+)
 from smoke.rules import load_rules
 
 LOSS = "Failed to create CUDAExecutionProvider because its libraries are missing"
@@ -110,9 +117,10 @@ def test_strings_of_one_json_object_are_not_joined() -> None:
 
 
 def test_a_wrapped_harmless_message_is_not_judged_by_its_first_line() -> None:
-    text = "ORT optimization- Force fallback to CPU execution for node: /a/Concat_3 because it is faster"
+    text = "ORT optimization- Force fallback to CPU execution for node: /a/Concat_3 as it is faster"
     for width in (40, 50, 60):
-        assert found_lines("\n".join(textwrap.wrap(text, width)).encode()) == []
+        wrapped = "\n".join(["Server ready", *textwrap.wrap(text, width), "Bound to 8000"])
+        assert found_lines(wrapped.encode()) == []
 
 
 def test_line_numbers_are_those_of_the_file_across_blocks() -> None:
@@ -128,7 +136,7 @@ def test_line_numbers_are_those_of_the_file_across_blocks() -> None:
 
 def test_a_message_over_the_border_of_two_blocks_is_found_once() -> None:
     first, second = b"Failed to create", b"CUDAExecutionProvider"
-    for shift in range(-len(first) - 2, len(second) + 3):
+    for shift in (-len(first) - 2, -9, -1, 0, 1, 12, len(second) + 2):
         filler = (b"x" * 99 + b"\n") * (BLOCK_BYTES // 100 + 1)
         head = filler[: BLOCK_BYTES - len(first) + shift].rstrip(b"\n") + b".\n"
         log = head + first + b"\n" + second + b"\n" + filler
@@ -170,6 +178,12 @@ def test_the_gate_names_stream_line_and_cell() -> None:
     assert loss.message.startswith("stdout line 2: ")
     assert (device.rule, device.line, device.severity) == ("device-is-cpu", 1, "warn")
     assert device.message.startswith("stderr line 1: ")
+
+
+def test_a_loss_on_every_line_gives_few_findings_and_hides_no_other_rule() -> None:
+    run = run_of(stderr=f"{LOSS}\n" * 1000 + "The NVIDIA driver on your system is too old\n")
+    findings = check_logs(run, rules=load_rules())
+    assert [finding.line for finding in findings] == [*range(1, MAX_PER_RULE + 1), 1001]
 
 
 def test_a_clean_log_has_no_findings() -> None:

