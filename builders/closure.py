@@ -139,7 +139,7 @@ def read_elf(stream: IO[bytes], *, path: str) -> ElfFile | None:
         if dynamic is None:
             return None
         tags = list(dynamic.iter_tags())
-    except (ELFError, OverflowError, ValueError):  # offsets and names of a damaged file
+    except (ELFError, AssertionError, OverflowError, ValueError):  # a damaged file
         return None
     needed = tuple(tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED")
     runpath = [tag.runpath for tag in tags if tag.entry.d_tag == "DT_RUNPATH"]

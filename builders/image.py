@@ -36,6 +36,9 @@ _TITLE_LABEL = "org.opencontainers.image.title"
 _NORMAL_FORM = 2  # raised when layers.py or oci.py change the bytes they write
 
 
+Inspect = Callable[[ImageRecord, str], None]
+
+
 class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True):
     """All inputs of an image. Paths are relative to the build context."""
 
@@ -96,8 +99,14 @@ def order_image(
     return ImageOrder(name=title, spec=spec, recipe=recipe, base=base, python=matrix.pins.python)
 
 
-def make_image(order: ImageOrder, *, workspace: Workspace) -> tuple[ImageRecord, bool]:
-    """The image of an order, from the store or built now; says whether it was built."""
+def make_image(
+    order: ImageOrder, *, workspace: Workspace, inspect: Inspect | None = None
+) -> tuple[ImageRecord, bool]:
+    """The image of an order, from the store or built now; says whether it was built.
+
+    `inspect` is given a new image's record and the engine's own reference of it while that lives:
+    the same files, but for their times, without loading them back from the store.
+    """
     stored = index.image_of_recipe(workspace.store, order.recipe.digest)
     if stored is not None:
         return stored, False
@@ -117,6 +126,9 @@ def make_image(order: ImageOrder, *, workspace: Workspace) -> tuple[ImageRecord,
                 with workspace.outside.running():
                     engine.save(identifier, saved)
                 record = _store(order, saved, wheels, workspace=workspace, step=now)
+                saved.unlink()
+                if inspect:
+                    inspect(record, identifier)
             finally:
                 engine.remove_image(identifier)
     index.put_image(workspace.store, record)

@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from builders.audit import check_budget
-from builders.image import ImageOrder, load_image, make_image, order_image
+from builders.image import ImageOrder, Inspect, load_image, make_image, order_image
 from builders.models import FetchedModel, fetch_model
 from builders.plan import CompileJob, PlanOrder, compile_plans, order_plans, stored_plan
+from builders.probing import probe_image
 from builders.smoking import Smoking
 from builders.snapshots import write_snapshots
 from builders.workspace import Workspace
@@ -106,7 +107,9 @@ def make_images(work: Build) -> None:
         with work.timing(name):
             try:
                 order = order_image(name, spec, matrix=work.matrix, workspace=work.workspace)
-                work.images[name], built = make_image(order, workspace=work.workspace)
+                work.images[name], built = make_image(
+                    order, workspace=work.workspace, inspect=_probe(spec.python, work)
+                )
                 if spec.compiler and _compiles_here(name, work):
                     order = order_image(
                         name, spec, matrix=work.matrix, workspace=work.workspace, compiler=True
@@ -119,6 +122,15 @@ def make_images(work: Build) -> None:
                 continue
         if built:
             work.built.add(name)
+
+
+def _probe(python: str, work: Build) -> Inspect:
+    """Ask a new image for its versions while the engine still holds it."""
+
+    def ask(image: ImageRecord, reference: str) -> None:
+        probe_image(image, python=python, workspace=work.workspace, reference=reference)
+
+    return ask
 
 
 def _compiles_here(image: str, work: Build) -> bool:

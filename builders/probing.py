@@ -28,8 +28,12 @@ class ProbeReport(msgspec.Struct, frozen=True, kw_only=True):
     device: DeviceReport = DeviceReport()
 
 
-def probe_image(image: ImageRecord, *, python: str, workspace: Workspace) -> ProbeReport:
+def probe_image(
+    image: ImageRecord, *, python: str, workspace: Workspace, reference: str = ""
+) -> ProbeReport:
     """Ask an image, once for each image, script and set of GPUs.
+
+    `reference` is the engine's, when the image is there already; else it is loaded from the store.
 
     An image that cannot answer (no interpreter at `python`) gives an empty report: nothing found is
     recorded as nothing, never as the pins.
@@ -46,14 +50,14 @@ def probe_image(image: ImageRecord, *, python: str, workspace: Workspace) -> Pro
     for document in workspace.store.entries(_PROBES, key):
         return msgspec.json.decode(document, type=ProbeReport)
     container = Container(
-        image=load_image(image, workspace=workspace),
+        image=reference or load_image(image, workspace=workspace),
         command=(python, "/planyard/probe.py"),
         mounts=(Mount(source=_SCRIPT, target="/planyard/probe.py"),),
         memory_bytes=_MEMORY_BYTES,
         timeout_seconds=_SECONDS,
         gpu=bool(gpus) and workspace.engine().has_gpu_runtime(),
     )
-    with workspace.console.step(f"probe {image.name}"), workspace.outside.running():
+    with workspace.outside.running():
         ended = workspace.engine().run(container)
     try:
         report = msgspec.json.decode(ended.stdout, type=ProbeReport)

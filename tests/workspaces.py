@@ -38,8 +38,8 @@ class Ran:
 
     args: tuple[str, ...]
     exit_code: int
-    stdout: str
-    stderr: str
+    stdout: str = field(repr=False)
+    stderr: str = field(repr=False)
     seconds: float
 
     def document(self) -> Any:
@@ -96,7 +96,7 @@ class Site:
     """A workspace on disk, and the environment planyard is given there."""
 
     root: Path
-    environment: Mapping[str, str] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
     def matrix(self) -> Path:

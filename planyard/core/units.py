@@ -25,9 +25,11 @@ class ByteSize(int):
     def parse(cls, text: str) -> ByteSize:
         """Read `140 MB`; raises ValueError with what to write instead."""
         match = _SIZE.fullmatch(text)
-        if not match or match[2] not in _UNITS or len(text) > _LONGEST:
+        if not match or match[2] not in _UNITS:
             units = ", ".join(_UNITS)
             raise ValueError(f"{text[:40]!r} is not a size: write a number and a unit ({units})")
+        if len(text) > _LONGEST:
+            raise ValueError(f"{text[:40]!r} is out of range: write a number and a unit")
         return cls(round(float(match[1]) * _UNITS[match[2]]))
 
 

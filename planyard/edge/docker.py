@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 DEFAULT_SOCKET = Path("/var/run/docker.sock")
 LABEL = "io.planyard.run"
 _BUILD_SECONDS = 3600
+_NOT_STARTED = 127  # what a shell says of a command that is not there
 
 
 class EngineError(PlanyardError):
@@ -63,11 +64,11 @@ class Ended:
     """A container that ended: both streams whole, apart."""
 
     exit_code: int | None
-    timed_out: bool
-    out_of_memory: bool
     seconds: float
-    stdout: bytes
-    stderr: bytes
+    timed_out: bool = False
+    out_of_memory: bool = False
+    stdout: bytes = b""
+    stderr: bytes = b""
 
 
 class Engine:
@@ -199,6 +200,10 @@ class Engine:
             ) from error
         try:
             return _run_created(created, container, on_output)
+        except docker.errors.APIError as error:
+            # The image has no such program, or the limits cannot be set: an answer, not a crash.
+            said = (error.explanation or str(error)).encode()
+            return Ended(exit_code=_NOT_STARTED, seconds=0.0, stderr=said)
         finally:
             with contextlib.suppress(docker.errors.NotFound):
                 created.remove(force=True)

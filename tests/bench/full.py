@@ -1,7 +1,8 @@
 """The default matrix from nothing: a full build, one profile changed, nothing changed, skopeo.
 
-The workspace is a copy of the repository's matrix and of what it names. It has its own caches and,
-since DOCKER_HOST names no engine, its own Docker engine: nothing of an earlier build is met.
+The workspace is a copy of the repository's matrix and of what it names, with caches of its own.
+Where no Docker engine answers, planyard starts one there with no data: nothing of an earlier build
+is met. An engine that answers is used as it is, and the notes say so.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from builders.setup import missing_tools
 from planyard.core.cells import expand, plan_cells
 from planyard.core.compat import load_compat
 from planyard.core.units import format_bytes, format_seconds
+from planyard.edge.docker import find_engine
 from tests.bench import machine
 from tests.bench.measure import BenchError, Command, in_turns, run_once
 from tests.bench.mounts import release_mounts
 from tests.bench.nothing_changed import (
-    NO_ENGINE,
     NOTHING,
     REPOSITORY,
     bare_environment,
@@ -63,7 +64,7 @@ def measure(scratch: Path) -> Section:
     """All figures of the full build."""
     described = machine.describe()
     workspace = copy_workspace(scratch / "workspace")
-    notes = [_tools_note()]
+    notes = [_tools_note(), _engine_note()]
     try:
         first = build(workspace, out=scratch / "first")
         figures = [*_fresh(first), *compare_with_skopeo(workspace, first.report, first.steps)]
@@ -99,7 +100,7 @@ def build(workspace: Path, *, out: Path) -> Built:
     """`planyard build` in a workspace, sampled; BenchError when it ends with anything but 0."""
     env = {name: value for name, value in os.environ.items() if name != "PLANYARD_CACHE"}
     paths = [str(REPOSITORY), *filter(None, [os.environ.get("PYTHONPATH")])]
-    env |= {"DOCKER_HOST": NO_ENGINE, "PYTHONPATH": os.pathsep.join(paths)}
+    env["PYTHONPATH"] = os.pathsep.join(paths)
     args = [sys.executable, "-m", "tests.bench.sampled", str(out), "build", "--json"]
     run = run_once(Command(args=args, cwd=workspace, env=env, show_errors=True))
     found = json.loads(out.read_bytes())
@@ -168,9 +169,15 @@ def _tools_note() -> str:
     if missing:
         return f"Fresh: apt also had to install {', '.join(missing)}; that is in the time."
     return (
-        "Fresh: caches and Docker's data are empty. dockerd, skopeo and mmdebstrap were installed "
-        "before; installing them, and planyard itself, is not in the time."
+        "Fresh: all caches are empty. dockerd, skopeo and mmdebstrap were installed before; "
+        "installing them, and planyard itself, is not in the time."
     )
+
+
+def _engine_note() -> str:
+    if find_engine() is None:
+        return "Fresh: no Docker engine answered, so planyard started one of its own, without data."
+    return "NOT fresh: a Docker engine answered and was used with what it holds."
 
 
 def _steps_note(first: Built) -> Iterator[str]:

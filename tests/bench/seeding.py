@@ -72,8 +72,8 @@ def _fill_store(loaded: LoadedMatrix, *, workspace: Workspace) -> int:
     compilers: dict[str, ImageRecord] = {}
     for name, spec in matrix.images.items():
         for compiler in (False, True):
-            order = order_image(name, spec, matrix=matrix, workspace=workspace, compiler=compiler)
-            compilers[name] = _put_image(order, workspace.store)
+            image = order_image(name, spec, matrix=matrix, workspace=workspace, compiler=compiler)
+            compilers[name] = _put_image(image, workspace.store)
     orders = [
         order
         for group in compile_groups(expand(matrix, load_compat()).cells)

@@ -12,9 +12,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from builders.workspace import Workspace
+from engines.store.local import LocalStore
 from planyard.core.digest import short
 from planyard.core.units import format_bytes
-from planyard.edge import dockerd
+from planyard.edge.console import Console
 from tests.bench.measure import Command, run_once
 from tests.bench.tables import Figure
 
@@ -22,12 +24,15 @@ from tests.bench.tables import Figure
 def compare_with_skopeo(
     workspace: Path, report: Mapping[str, Any], steps: Sequence[tuple[str, float]]
 ) -> Iterator[Figure]:
-    """A figure for each image that the workspace's own engine still holds."""
+    """A figure for each image that the engine still holds."""
     stored = {title.removeprefix("store image "): seconds for title, seconds in steps}
     program = shutil.which("skopeo")
     if not program:
         return
-    with dockerd.private_engine(workspace / ".planyard" / "engine", report=_silent) as engine:
+    store = LocalStore(workspace / ".planyard" / "store")
+    console = Console(quiet=True)
+    with Workspace(root=workspace, store=store, console=console, may_install=False) as opened:
+        engine = opened.engine()
         for image in report["images"]:
             tag = f"planyard/{image['name']}:{short(image['digest'])}"
             if image["name"] in stored and engine.has_image(tag):
@@ -58,7 +63,3 @@ def _copy(program: str, tag: str, *, host: str, folder: Path) -> tuple[float, in
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return run.wall_seconds, run.peak_bytes, written
-
-
-def _silent(_: str) -> None:
-    return

@@ -8,7 +8,6 @@ import json
 import posixpath
 import tarfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from builders.image import load_image
 from builders.workspace import Workspace
 from engines.index import all_images
 from planyard.core.results import ImageRecord
-from planyard.edge import docker
 from planyard.edge.console import Console
 from planyard.edge.docker import Container
 from tests.conftest import Built
@@ -226,9 +224,3 @@ def environment(built: Built, name: str) -> dict[str, str]:
 def test_licences_stay(built: Built, name: str) -> None:
     names = [member.name for member, _ in members(built.site, record_of(built, name))]
     assert any(each.endswith("usr/share/doc/libc6/copyright") for each in names)
-
-
-def test_the_room_is_not_needed(engine: docker.Engine, room: Path) -> None:
-    """Nothing of a smoke run or a probe is left in the engine."""
-    left = engine.client.containers.list(all=True, filters={"label": "io.planyard.run"})
-    assert left == []

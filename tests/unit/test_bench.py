@@ -104,7 +104,7 @@ def test_a_trace_of_more_than_a_look_is_refused(line, says):
 
 def test_a_trace_without_the_workspace_proves_nothing():
     with pytest.raises(BenchError, match="no file at all"):
-        read_trace(TRACE, workspace=Path("/elsewhere"))
+        read_trace(TRACE.replace('"image"', '"/image"'), workspace=Path("/elsewhere"))
 
 
 def shell(script, tmp_path, must_say=""):

@@ -17,6 +17,7 @@ from builders.loading import load
 from builders.schemas import all_schemas
 from planyard.core.cells import expand
 from planyard.core.compat import load_compat
+from planyard.core.reader import load_matrix
 from planyard.edge import proc
 
 REPOSITORY = Path(__file__).parents[2]
@@ -163,6 +164,33 @@ def test_the_licence_is_the_plain_text():
     text = (REPOSITORY / "LICENSE").read_text()
     assert text.split()[:4] == ["Apache", "License", "Version", "2.0,"]
     assert "END OF TERMS AND CONDITIONS" in text
+
+
+YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def yaml_examples() -> list[tuple[str, str]]:
+    documents = [name for name in files() if name.endswith(".md") and "/adr/" not in name]
+    return [
+        (name, block)
+        for name in documents
+        for block in YAML_BLOCK.findall((REPOSITORY / name).read_text())
+    ]
+
+
+@pytest.mark.parametrize(("name", "block"), yaml_examples())
+def test_examples_in_the_documents_load(name, block):
+    """A whole matrix as it stands; a part of one in the place of that part of matrix.yaml."""
+    if not block.startswith("schema:"):
+        document = yaml.safe_load((REPOSITORY / "matrix.yaml").read_text())
+        for key, value in yaml.safe_load(block).items():
+            document[key] = document[key] | value if isinstance(value, dict) else value
+        block = yaml.safe_dump(document)
+    assert load_matrix(block.encode(), name=name).matrix
+
+
+def test_there_are_examples():
+    assert {name for name, _ in yaml_examples()} >= {"README.md", "docs/matrix.md"}
 
 
 LINK = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
