@@ -289,10 +289,16 @@ def _run_created(
 
 
 def files_of_context(context: Path, patterns: Sequence[str]) -> list[str]:
-    """The paths below `context` that .dockerignore `patterns` let in, sorted."""
+    """The paths below `context` that .dockerignore `patterns` let into an image, sorted.
+
+    docker-py always sends Dockerfile and .dockerignore; here they count only if patterns let them.
+    """
     from docker.utils.build import exclude_paths
 
-    return sorted(exclude_paths(str(context), list(patterns)))
+    found = exclude_paths(str(context), list(patterns), dockerfile=".no-dockerfile")
+    if set(patterns) & {"*", "**", ".*", ".dockerignore"}:
+        found.discard(".dockerignore")
+    return sorted(found)
 
 
 def engine_addresses() -> tuple[str, ...]:
