@@ -188,6 +188,6 @@ def filter_root(raw: Path, clean: Path, *, remove: tuple[str, ...], epoch_second
                 member.linkname = moved.get(linked, linked)
                 if linked in removed and linked not in moved:
                     content, moved[linked] = removed[linked], name
-                    member.type, member.size = content.type, content.size
+                    member.type, member.size, member.linkname = content.type, content.size, ""
             body = source.extractfile(content) if content.isreg() else None
             target.addfile(normalise_member(member, epoch_seconds=epoch_seconds), body)

@@ -1,7 +1,6 @@
-"""The command line: `planyard`, also `python -m builders`. Verbs live in the `cli_*` modules.
+"""The command line: what it knows, and where its verbs live (the `cli_*` modules).
 
-Nothing heavy is imported before a verb needs it: a build with nothing to do takes a tenth of a
-second.
+Nothing heavy is imported before a verb needs it.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def _options(
 
 
 def main() -> None:
-    """The entry point."""
+    """Parse the command line and run its verb."""
     from builders import cli_build, cli_look, cli_tend
 
     for module in (cli_build, cli_look, cli_tend):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,21 +58,11 @@ def build(
 
     Examples: planyard build --select 'ort-cpu/*', or planyard build --json > build.json
     """
-    from builders.memo import read_memo
-
-    console = Console(quiet=json)
-    matrix = matrix.absolute()
-    options = [*(select or ()), f"store={store}", f"require-smoke={require_smoke}"]
-    state = matrix.parent / ".planyard" / "state" / matrix.name
-    memo = None if refresh_bases else read_memo(state, matrix=matrix, options=options)
-    if memo:
-        from builders.closing import show_memo
-
-        show_memo(memo, state=state, console=console, json=json)
-        return 0
     from builders.closing import close_build
     from builders.pipeline import build as build_all
 
+    console = Console(quiet=json)
+    matrix = matrix.absolute()
     loaded = load(matrix)
     opened = open_workspace(matrix, store=store, console=console, may_install=not no_setup)
     with opened as workspace:
@@ -83,8 +74,7 @@ def build(
             loaded=loaded,
             workspace=workspace,
             matrix=matrix,
-            state=state,
-            options=options,
+            options=sys.argv[2:],
             json=json,
             require_smoke=require_smoke,
         )

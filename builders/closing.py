@@ -5,8 +5,9 @@ from __future__ import annotations
 import json as json_library
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from builders.memo import show_not_run
 from planyard.core.units import format_seconds
 from planyard.edge import files
 from planyard.edge.console import Console
@@ -24,7 +25,6 @@ def close_build(
     loaded: LoadedMatrix,
     workspace: Workspace,
     matrix: Path,
-    state: Path,
     options: Sequence[str],
     json: bool,
     require_smoke: bool,
@@ -41,9 +41,7 @@ def close_build(
     )
     code = exit_code(report, require_smoke=require_smoke)
     if code == 0:
-        _leave_memo(
-            report, loaded=loaded, workspace=workspace, matrix=matrix, state=state, options=options
-        )
+        _leave_memo(report, loaded=loaded, workspace=workspace, matrix=matrix, options=options)
     return code
 
 
@@ -66,7 +64,9 @@ def show_report(
         _show_finding(finding, loaded=loaded, console=console)
     for waiting in report.waiting:
         console.warn(f"{waiting.cell}: {waiting.reason}")
-    _show_not_run([(each.cell, each.reason) for each in not_run(report)], console, require_smoke)
+    show_not_run(
+        [(each.cell, each.reason) for each in not_run(report)], console, required=require_smoke
+    )
     rows = table_rows(report)
     console.say()
     console.table(TABLE_HEADER, rows)
@@ -114,19 +114,6 @@ def place_of_finding(finding: Finding) -> tuple[str | int, ...]:
     return ("images", image)
 
 
-def _show_not_run(cells: list[tuple[str, str]], console: Console, required: bool) -> None:
-    """Loudly, but one line for each reason."""
-    by_reason: dict[str, list[str]] = {}
-    for cell, reason in cells:
-        by_reason.setdefault(reason, []).append(cell)
-    show = console.error if required else console.warn
-    for reason, names in by_reason.items():
-        show(
-            f"NOT RUN: {len(names)} cells, because {reason}: {', '.join(names[:3])}"
-            + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-        )
-
-
 def _summary(
     header: Sequence[str], rows: Sequence[Sequence[str]], findings: Sequence[Finding]
 ) -> str:
@@ -145,7 +132,6 @@ def _leave_memo(
     loaded: LoadedMatrix,
     workspace: Workspace,
     matrix: Path,
-    state: Path,
     options: Sequence[str],
 ) -> None:
     import msgspec
@@ -177,21 +163,6 @@ def _leave_memo(
         blobs=blobs,
         summary=summary,
     )
+    state = memo.state_of(matrix)
     files.write_bytes(memo.report_path(state), msgspec.json.encode(report))
     files.write_bytes(memo.memo_path(state), json_library.dumps(document).encode())
-
-
-def show_memo(memo: dict[str, Any], *, state: Path, console: Console, json: bool) -> None:
-    """Say that there is nothing to do, and what there is."""
-    from builders.memo import report_path
-
-    summary = memo["summary"]
-    images, plans = len(summary["images"]), summary["plans"]
-    console.good(f"nothing to do: {images} images and {plans} plans are up to date")
-    _show_not_run([tuple(each) for each in summary["not_run"]], console, False)
-    console.say()
-    console.table(summary["header"], summary["rows"])
-    if summary["lookup"]:
-        console.say(f"next:  planyard lookup {summary['lookup']}")
-    if json:
-        console.document(report_path(state).read_text())

@@ -15,9 +15,72 @@ from pathlib import Path
 from typing import Any
 
 import planyard
+from planyard.edge.console import Console
 
 SCHEMA = 1
+DEFAULT_MATRIX = "matrix.yaml"
 _PACKAGES = ("planyard", "builders", "engines", "smoke")
+
+
+def answer_from_memo(arguments: Sequence[str]) -> bool:
+    """Answer `planyard build ARGUMENTS` when the same command built all of this before.
+
+    Arguments are compared as they stand, not parsed: other words for the same build miss.
+    """
+    matrix = named_matrix(arguments)
+    if matrix is None or not matrix.is_file() or "--refresh-bases" in arguments:
+        return False
+    state = state_of(matrix)
+    memo = read_memo(state, matrix=matrix, options=arguments)
+    if memo is None:
+        return False
+    json = "--json" in arguments
+    show_memo(memo, state=state, console=Console(quiet=json), json=json)
+    return True
+
+
+def named_matrix(arguments: Sequence[str]) -> Path | None:
+    """The matrix that the arguments name; None when that takes real parsing."""
+    named = DEFAULT_MATRIX
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before in ("--matrix", "-m"):
+            named = argument
+        elif argument.startswith("--matrix=") or (argument.startswith("-m") and argument != "-m"):
+            return None
+    return Path(named).absolute()
+
+
+def state_of(matrix: Path) -> Path:
+    """Where a workspace keeps the memo of its matrix."""
+    return matrix.parent / ".planyard" / "state" / matrix.name
+
+
+def show_memo(memo: dict[str, Any], *, state: Path, console: Console, json: bool) -> None:
+    """Say that there is nothing to do, and what there is."""
+    summary = memo["summary"]
+    images, plans = len(summary["images"]), summary["plans"]
+    console.good(f"nothing to do: {images} images and {plans} plans are up to date")
+    show_not_run(summary["not_run"], console)
+    console.say()
+    console.table(summary["header"], summary["rows"])
+    if summary["lookup"]:
+        console.say(f"next:  planyard lookup {summary['lookup']}")
+    if json:
+        console.document(report_path(state).read_text())
+
+
+def show_not_run(
+    cells: Sequence[Sequence[str]], console: Console, *, required: bool = False
+) -> None:
+    """Cells and why nobody ran them: loudly, but one line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for cell, reason in cells:
+        by_reason.setdefault(reason, []).append(cell)
+    show = console.error if required else console.warn
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        named = ", ".join(names[:3])
+        show(f"NOT RUN: {len(names)} cells, because {reason}: {named}{more}")
 
 
 def memo_path(state: Path) -> Path:
