@@ -59,6 +59,7 @@ def cells(
     """
     import msgspec
 
+    from builders.schemas import CellsDocument
     from planyard.core.cells import expand, github_matrix
     from planyard.core.cells import select as select_cells
     from planyard.core.compat import load_compat
@@ -73,7 +74,7 @@ def cells(
         matrices = github_matrix(chosen, gpus=loaded.matrix.gpus)
         console.document(json_library.dumps(matrices))
     elif json:
-        document = {"schema": 1, "cells": chosen, "dropped": expansion.dropped}
+        document = CellsDocument(cells=chosen, dropped=expansion.dropped)
         console.document(msgspec.json.encode(document).decode())
     else:
         for cell in chosen:
@@ -157,26 +158,27 @@ def log_check(
     """
     import msgspec
 
+    from builders.schemas import LogDocument, LogFinding
     from smoke.gates.logs import LogScanner
     from smoke.rules import load_rules
 
     console = Console(quiet=json)
     rules = load_rules()
-    found: list[dict[str, object]] = []
+    found: list[LogFinding] = []
     for name, stream in _streams(files or []):
         scanner = LogScanner(rules)
         with stream:
             hits = [hit for piece in _pieces(stream) for hit in scanner.feed(piece)]
         for hit in [*hits, *scanner.close()]:
-            found.append({"file": name, **msgspec.structs.asdict(hit)})
+            found.append(LogFinding(file=name, **msgspec.structs.asdict(hit)))
             if not json:
                 console.document(f"{name}:{hit.line}: {hit.severity}: {hit.text} [{hit.rule}]")
                 console.detail(f"    {hit.why}")
     if json:
-        console.document(json_library.dumps({"schema": 1, "findings": found}, ensure_ascii=False))
+        console.document(msgspec.json.encode(LogDocument(findings=tuple(found))).decode())
     elif not found:
         console.detail("no words of loss; a clean log alone proves nothing")
-    return EXIT_FINDINGS if any(each["severity"] == "fail" for each in found) else 0
+    return EXIT_FINDINGS if any(each.severity == "fail" for each in found) else 0
 
 
 def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
@@ -212,7 +214,7 @@ def lookup(
     from engines.lookup import lookup_to_json
     from engines.lookup import pull as pull_plans
 
-    console = Console(quiet=json)
+    console = Console(quiet=json, result=True)
     opened = open_store(store, root=Path.cwd())
     result = look(opened, digest, sm=sm)
     written = pull_plans(opened, result, pull) if pull else ()
@@ -251,6 +253,7 @@ def snapshot_show(
     digest: DigestArgument,
     gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU of the matrix.")] = None,
     store: StoreOption = None,
+    json: JsonOption = False,  # noqa: ARG001 - it is JSON either way
 ) -> int:
     """The snapshots of an image, whole, as JSON: what it proved, and on what."""
     from engines.lookup import lookup as look
@@ -261,6 +264,7 @@ def snapshot_show(
     if not chosen:
         known = ", ".join(sorted({each.gpu for each in result.snapshots}))
         raise InputError([f"--gpu {gpu}: this image has snapshots for {known}"])
-    documents = [json_library.loads(to_json(snapshot)) for snapshot in chosen]
-    Console().document(json_library.dumps(documents, indent=2, ensure_ascii=False))
+    snapshots = [json_library.loads(to_json(snapshot)) for snapshot in chosen]
+    document = {"schema": 1, "snapshots": snapshots}
+    Console().document(json_library.dumps(document, indent=2, ensure_ascii=False))
     return 0

@@ -27,7 +27,7 @@ def doctor(json: JsonOption = False) -> int:
     """What is here, what is missing, and the command that mends it."""
     from builders.doctor import examine
 
-    console = Console(quiet=json)
+    console = Console(quiet=json, result=True)
     checks = examine()
     if json:
         import msgspec

@@ -1,4 +1,4 @@
-"""Every published JSON Schema by name, generated from the types."""
+"""Every published JSON Schema by name, generated from the types; and documents made of several."""
 
 from __future__ import annotations
 
@@ -7,16 +7,55 @@ from typing import Any
 import msgspec
 
 from engines.lookup import lookup_json_schema
-from engines.snapshot import any_json, snapshot_json_schema
+from engines.snapshot import Snapshot, any_json
+from planyard.core.cells import Cell, Dropped
+from planyard.core.findings import Severity
 from planyard.core.report import BuildReport
 from planyard.core.schema import matrix_json_schema
 
 
+class CellsDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`planyard cells --json`."""
+
+    schema: int = 1
+    cells: tuple[Cell, ...]
+    dropped: tuple[Dropped, ...]
+
+
+class LogFinding(msgspec.Struct, frozen=True, kw_only=True):
+    """A loss in a log: the rule, the 1-based line it begins on, the cleaned text, and why."""
+
+    file: str
+    rule: str
+    line: int
+    text: str
+    severity: Severity
+    why: str
+
+
+class LogDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`planyard log-check --json`."""
+
+    schema: int = 1
+    findings: tuple[LogFinding, ...]
+
+
+class SnapshotsDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """`planyard snapshot show`."""
+
+    schema: int = 1
+    snapshots: tuple[Snapshot, ...]
+
+
 def all_schemas() -> dict[str, dict[str, Any]]:
-    """The matrix, and the documents of `build`, `lookup` and `snapshot show`."""
-    return {
-        "matrix": matrix_json_schema(),
-        "snapshot": snapshot_json_schema(),
-        "lookup": lookup_json_schema(),
-        "build": msgspec.json.schema(BuildReport, schema_hook=any_json),
+    """The matrix, and every document that planyard prints."""
+    documents = {
+        "build": BuildReport,
+        "cells": CellsDocument,
+        "log-check": LogDocument,
+        "snapshot": SnapshotsDocument,
     }
+    schemas = {
+        name: msgspec.json.schema(kind, schema_hook=any_json) for name, kind in documents.items()
+    }
+    return {"matrix": matrix_json_schema(), "lookup": lookup_json_schema(), **schemas}

@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def remove(target: pathlib.Path, globs: list[str]) -> None:
-    """Remove files and folders by glob; a glob that matches nothing is a mistake worth hearing of."""
+    """Remove files and folders by glob; one that matches nothing is a mistake worth hearing of."""
     import shutil
 
     for glob in globs:

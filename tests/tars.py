@@ -42,10 +42,10 @@ def entry(name: str, kind: bytes, data: bytes = b"", **fields: Any) -> Member:
     return info, data
 
 
-def tar(members: Iterable[Member], *, format: int = tarfile.PAX_FORMAT) -> bytes:
+def tar(members: Iterable[Member], *, kind: int = tarfile.PAX_FORMAT) -> bytes:
     """The bytes of a tar of these members."""
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w", format=format, encoding="utf-8") as archive:
+    with tarfile.open(fileobj=buffer, mode="w", format=kind, encoding="utf-8") as archive:
         for info, data in members:
             archive.addfile(info, io.BytesIO(data) if info.isreg() else None)
     return buffer.getvalue()

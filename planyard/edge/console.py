@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TextIO
 
 from planyard.core.units import format_seconds
 
@@ -29,15 +29,19 @@ class Step(Protocol):
 
 
 class Console:
-    """What a person sees. `quiet` keeps only warnings and errors."""
+    """What a person sees. `quiet` keeps only warnings and errors.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    With `result`, lines are a verb's result and go to stdout; warnings and errors never do.
+    """
+
+    def __init__(self, *, quiet: bool = False, result: bool = False) -> None:
         self.quiet = quiet
+        self._lines = sys.stdout if result else sys.stderr
         ci = os.environ.get("CI", "").lower() not in ("", "0", "false")
         self.live = sys.stderr.isatty() and not ci and os.environ.get("TERM") != "dumb"
         self.github = os.environ.get("GITHUB_ACTIONS") == "true"
         forced = bool(os.environ.get("FORCE_COLOR"))
-        self.colour = (forced or sys.stderr.isatty()) and not os.environ.get("NO_COLOR")
+        self.colour = (forced or self._lines.isatty()) and not os.environ.get("NO_COLOR")
         self._lock = threading.Lock()
 
     def paint(self, text: str, *codes: str) -> str:
@@ -47,7 +51,7 @@ class Console:
     def say(self, text: str = "") -> None:
         """A line for people."""
         if not self.quiet:
-            self._write(text)
+            self._write(text, self._lines)
 
     def good(self, text: str) -> None:
         """A line that says something went well."""
@@ -87,7 +91,7 @@ class Console:
         match = re.match(r"([^\s:]+):(\d+):(\d+) ", problem)
         place = f" file={match[1]},line={match[2]},col={match[3]}" if match else ""
         text = problem.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        self._put(f"::error{place}::{text}")
+        self._put(f"::error{place}::{text}", sys.stderr)
 
     def step_summary(self, markdown: str) -> None:
         """Add to the job summary on GitHub; nothing elsewhere."""
@@ -113,13 +117,13 @@ class Console:
     def _elapsed(self, started: float) -> str:
         return self.paint(f"({format_seconds(time.monotonic() - started)})", _DIM)
 
-    def _write(self, text: str) -> None:
-        self._put(_without_commands(text) if self.github else text)
+    def _write(self, text: str, stream: TextIO | None = None) -> None:
+        self._put(_without_commands(text) if self.github else text, stream or sys.stderr)
 
-    def _put(self, text: str) -> None:
+    def _put(self, text: str, stream: TextIO) -> None:
         with self._lock:
-            sys.stderr.write(text + "\n")
-            sys.stderr.flush()
+            stream.write(text + "\n")
+            stream.flush()
 
 
 def _without_commands(text: str) -> str:

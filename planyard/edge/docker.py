@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from planyard.core.errors import ImageBuildError, PlanyardError, SmokeNotRunError
 from planyard.edge import proc
-from planyard.edge.docker_cli import find_build_client
+from planyard.edge.docker_cli import find_build_client, tells_something
 
 if TYPE_CHECKING:
     import docker
@@ -156,7 +156,7 @@ class Engine:
                 [*command, "--progress", "plain", *args],
                 timeout_seconds=_BUILD_SECONDS,
                 env=environment,
-                on_line=lambda line: on_line(line) if _tells(line) else None,
+                on_line=lambda line: on_line(line) if tells_something(line) else None,
             )
         except proc.ProcessError as error:
             raise ImageBuildError(f"docker build failed: {error}", log_tail=error.tail) from error
@@ -207,12 +207,6 @@ class Engine:
         finally:
             with contextlib.suppress(docker.errors.NotFound):
                 created.remove(force=True)
-
-
-def _tells(line: str) -> bool:
-    """Whether a line of BuildKit's plain progress says something to a person."""
-    _, _, text = line.partition(" ")
-    return line.startswith("#") and not text.startswith(("sha256:", "DONE", "CACHED", "..."))
 
 
 def _create_arguments(container: Container) -> dict[str, Any]:

@@ -67,3 +67,9 @@ def _client_version(program: str) -> str:
     # Podman installs a `docker` of its own, which has another numbering and no BuildKit.
     found = re.match(r"Docker version ([0-9]+\.[^\s,]*)", output)
     return found[1] if found else ""
+
+
+def tells_something(line: str) -> bool:
+    """Whether a line of BuildKit's plain progress says something to a person."""
+    _, _, text = line.partition(" ")
+    return line.startswith("#") and not text.startswith(("sha256:", "DONE", "CACHED", "..."))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from builders.memo import memo_path
+from builders.memo import memo_path, state_of
 from tests.bench import matrices
 from tests.bench.measure import BenchError, Command, Series, in_turns, run_once
 from tests.bench.tables import Figure
@@ -86,13 +86,12 @@ def _figure(series: Mapping[str, Series]) -> Figure:
 
 def _what_was_asked(matrix: Path, series: Mapping[str, Series]) -> str:
     """The work behind the figure, counted from the memo itself."""
-    state = matrix.parent / ".planyard" / "state" / matrix.name
-    memo = json.loads(memo_path(state).read_bytes())
+    memo = json.loads(memo_path(state_of(matrix)).read_bytes())
     return (
         f"Nothing changed: {len(series['planyard'].runs)} runs each, in turns. Planyard reads the "
-        f"matrix and looks at {len(memo['blobs'])} blobs, the files of {len(memo['inputs'])} "
-        "inputs and its own modules among them. The graph of ninja has 1,000 edges with three "
-        "inputs each."
+        f"matrix and looks at {len(memo['blobs'])} blobs and all files of {len(memo['inputs'])} "
+        "inputs, its own packages among them. The graph of ninja has 1,000 edges with three inputs "
+        "each."
     )
 
 

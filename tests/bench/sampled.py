@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
-from builders.cli import main as planyard_main
+from builders.__main__ import main as planyard_main
 from planyard.edge.clock import Stopwatch
 from planyard.edge.console import Console, Step
 

@@ -35,8 +35,8 @@ from planyard.core.results import ImageRecord, Layer, PlanRecord
 from planyard.edge.clock import utc_now
 from planyard.edge.console import Console
 
-BUILD_OPTIONS = ("store=None", "require-smoke=False")
-"""What `planyard build` without options puts into the memo's key."""
+BUILD_OPTIONS: tuple[str, ...] = ()
+"""The memo is left for `planyard build`, as it stands."""
 
 
 def seed_workspace(matrix: Path) -> int:
@@ -57,7 +57,6 @@ def seed_workspace(matrix: Path) -> int:
             loaded=loaded,
             workspace=workspace,
             matrix=matrix.absolute(),
-            state=root / ".planyard" / "state" / matrix.name,
             options=BUILD_OPTIONS,
             json=False,
             require_smoke=False,

@@ -147,6 +147,7 @@ def test_nothing_changed_asks_neither_docker_nor_the_network(built: Built) -> No
     built.ran.expect(0)
     again = built.site.planyard("build", env=WITHOUT_DOCKER, before=cut_off()).expect(0)
     assert "nothing to do: 3 images and 9 plans are up to date" in again.stderr
+    assert not (built.site.state / "engine").exists()
     assert again.stderr.splitlines()[-1] == built.ran.stderr.splitlines()[-1]
 
 

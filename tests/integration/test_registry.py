@@ -56,7 +56,7 @@ def test_the_store_holds_a_valid_layout(built: Built, room: Path, name: str) -> 
     assert json.loads((layout / "oci-layout").read_bytes()) == {"imageLayoutVersion": "1.0.0"}
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", ["rtx", "ort-cpu"])
 def test_every_digest_in_the_manifest_holds(built: Built, name: str) -> None:
     store, record = built.site.store, record_of(built, name)
     config = config_of(store, record.digest)
@@ -69,7 +69,9 @@ def test_every_digest_in_the_manifest_holds(built: Built, name: str) -> None:
             diff_ids.append("sha256:" + hashlib.file_digest(layer, "sha256").hexdigest())  # type: ignore[arg-type]
     assert config["rootfs"]["diff_ids"] == diff_ids
     sizes = [manifest["config"]["size"], *(layer["size"] for layer in manifest["layers"])]
-    assert record.pull_bytes == sum(sizes) + len(store.read_blob(record.digest, limit_bytes=1 << 20))
+    assert record.pull_bytes == sum(sizes) + len(
+        store.read_blob(record.digest, limit_bytes=1 << 20)
+    )
     assert len(read_manifest(store, record.digest).digests) >= len(diff_ids)
 
 

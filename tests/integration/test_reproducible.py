@@ -90,7 +90,9 @@ def test_another_images_stage_changes_nothing(built: Built, site: Site) -> None:
     before = built.image("ort-cpu")["digest"]
     marked = "FROM root AS rtx\nENV MARK=other"
     site.edit("FROM root AS rtx\n", marked + "\n", file="images/Dockerfile")
-    site.edit("FROM root AS ort-cpu\n", "# a comment\n\nFROM root AS ort-cpu\n", file="images/Dockerfile")
+    site.edit(
+        "FROM root AS ort-cpu\n", "# a comment\n\nFROM root AS ort-cpu\n", file="images/Dockerfile"
+    )
     report = site.planyard("image", "build", "--json", "--select", "*/640/*").expect(0).document()
     by_name = {image["name"]: image for image in report["images"]}
     assert not by_name["ort-cpu"]["built"]

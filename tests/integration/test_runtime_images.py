@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
+import gzip
 import io
 import json
 import posixpath
+import shutil
 import tarfile
-from collections.abc import Iterator
-from typing import Any
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
 
 import pytest
 
@@ -32,35 +37,74 @@ BUILD_FILES = ("*.a", "*.h", "*.hpp", "*.pyc", "*.pyi", "*.o")
 LAZY = {"ort-gpu": ["libcudnn.so.9", "libnvrtc.so.13"], "rtx": [], "ort-cpu": []}
 
 
-def record_of(built: Built, name: str) -> ImageRecord:
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """A runtime image, read once: every member of every layer, and what the loader would see."""
+
+    name: str
+    record: ImageRecord
+    config: dict[str, Any]
+    listing: tuple[tarfile.TarInfo, ...]
+    contents: Contents
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return dict(entry.split("=", 1) for entry in self.config.get("Env", []))
+
+
+def open_image(built: Built, name: str) -> Opened:
+    store = built.site.store
     digest = built.image(name)["digest"]
-    return next(each for each in all_images(built.site.store) if each.digest == digest)
-
-
-def members(site: Site, record: ImageRecord) -> Iterator[tuple[tarfile.TarInfo, tarfile.TarFile]]:
+    record = next(each for each in all_images(store) if each.digest == digest)
+    listing: list[tarfile.TarInfo] = []
+    contents = Contents()
     for layer in record.layers:
-        path = site.store.root / "blobs" / "sha256" / layer.digest.removeprefix("sha256:")
-        with tarfile.open(path, "r:gz") as tar:
-            for member in tar:
-                yield member, tar
+        with unpacked(built.site, layer.digest) as file:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                listing += tar.getmembers()
+            file.seek(0)
+            contents.add_layer(file)
+    manifest = json.loads(store.read_blob(digest, limit_bytes=1 << 20))
+    config = json.loads(store.read_blob(manifest["config"]["digest"], limit_bytes=1 << 20))
+    return Opened(
+        name=name,
+        record=record,
+        config=config["config"],
+        listing=tuple(listing),
+        contents=contents,
+    )
 
 
-def config_of(site: Site, record: ImageRecord) -> dict[str, Any]:
-    manifest = json.loads(site.store.read_blob(record.digest, limit_bytes=1 << 20))
-    data = site.store.read_blob(manifest["config"]["digest"], limit_bytes=1 << 20)
-    config: dict[str, Any] = json.loads(data)["config"]
-    return config
+@contextlib.contextmanager
+def unpacked(site: Site, digest: str) -> Iterator[IO[bytes]]:
+    """A layer's tar, in a file: that of CUDA has more than a gigabyte."""
+    path = site.store.root / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    with tempfile.TemporaryFile() as file:
+        with gzip.open(path) as packed:
+            shutil.copyfileobj(packed, file, 1 << 20)
+        file.seek(0)
+        yield file
 
 
-@pytest.fixture(scope="module", params=IMAGES)
-def listing(request: pytest.FixtureRequest, built: Built) -> list[tarfile.TarInfo]:
+@pytest.fixture(scope="module")
+def every(built: Built) -> dict[str, Opened]:
     built.ran.expect(0)
-    found = [member for member, _ in members(built.site, record_of(built, request.param))]
-    assert len(found) > 100
+    return {name: open_image(built, name) for name in IMAGES}
+
+
+@pytest.fixture(params=IMAGES)
+def opened(request: pytest.FixtureRequest, every: dict[str, Opened]) -> Opened:
+    found = every[request.param]
+    assert len(found.listing) > 100
     return found
 
 
-def test_no_shell_installer_or_fetcher(listing: list[tarfile.TarInfo]) -> None:
+@pytest.fixture
+def listing(opened: Opened) -> tuple[tarfile.TarInfo, ...]:
+    return opened.listing
+
+
+def test_no_shell_installer_or_fetcher(listing: tuple[tarfile.TarInfo, ...]) -> None:
     forbidden = SHELLS | INSTALLERS | FETCHERS
     named = [each.name for each in listing if posixpath.basename(each.name) in forbidden]
     assert [name for name in named if "/bin/" in f"/{name}" or "/sbin/" in f"/{name}"] == []
@@ -68,7 +112,7 @@ def test_no_shell_installer_or_fetcher(listing: list[tarfile.TarInfo]) -> None:
     assert packages == []
 
 
-def test_every_program_is_known(listing: list[tarfile.TarInfo]) -> None:
+def test_every_program_is_known(listing: tuple[tarfile.TarInfo, ...]) -> None:
     """A list of what is there, so that a new base package cannot bring a tool unseen."""
     programs = {
         posixpath.basename(each.name)
@@ -79,7 +123,7 @@ def test_every_program_is_known(listing: list[tarfile.TarInfo]) -> None:
                         "pldd", "tzselect", "zdump", "catchsegv", "ldconfig"}  # fmt: skip
 
 
-def test_nothing_is_privileged_or_writable_by_all(listing: list[tarfile.TarInfo]) -> None:
+def test_nothing_is_privileged_or_writable_by_all(listing: tuple[tarfile.TarInfo, ...]) -> None:
     assert [each.name for each in listing if each.mode & 0o6000] == []
     devices = [each.name for each in listing if each.ischr() or each.isblk() or each.isfifo()]
     assert devices == []
@@ -91,7 +135,7 @@ def test_nothing_is_privileged_or_writable_by_all(listing: list[tarfile.TarInfo]
     assert open_to_all == []
 
 
-def test_nothing_of_a_build_is_left(listing: list[tarfile.TarInfo]) -> None:
+def test_nothing_of_a_build_is_left(listing: tuple[tarfile.TarInfo, ...]) -> None:
     left = [
         each.name
         for each in listing
@@ -102,17 +146,15 @@ def test_nothing_of_a_build_is_left(listing: list[tarfile.TarInfo]) -> None:
     assert left == []
 
 
-def test_times_are_fixed(listing: list[tarfile.TarInfo]) -> None:
+def test_times_are_fixed(listing: tuple[tarfile.TarInfo, ...]) -> None:
     assert len({each.mtime for each in listing}) == 1
     assert {(each.uname, each.gname) for each in listing} == {("", "")}
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_it_is_not_root(built: Built, name: str) -> None:
-    config = config_of(built.site, record_of(built, name))
-    assert config["User"] == "65532:65532"
-    assert config["Entrypoint"] == ["/usr/bin/python3.11"]
-    assert "PYTHONDONTWRITEBYTECODE=1" in config["Env"]
+def test_it_is_not_root(opened: Opened) -> None:
+    assert opened.config["User"] == "65532:65532"
+    assert opened.config["Entrypoint"] == ["/usr/bin/python3.11"]
+    assert "PYTHONDONTWRITEBYTECODE=1" in opened.config["Env"]
 
 
 @pytest.mark.parametrize(
@@ -124,13 +166,18 @@ def test_it_is_not_root(built: Built, name: str) -> None:
     ],
 )
 def test_it_runs_read_only_as_nobody(
-    built: Built, name: str, code: str, engine_host: str, monkeypatch: pytest.MonkeyPatch
+    built: Built,
+    every: dict[str, Opened],
+    name: str,
+    code: str,
+    engine_host: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", engine_host)
     who = "import os; print(os.getuid(), os.getgid()); "
     refused = "\ntry: open('/srv-test', 'w')\nexcept OSError as e: print(e.errno)"
     with workspace_of(built) as workspace:
-        tag = load_image(record_of(built, name), workspace=workspace)
+        tag = load_image(every[name].record, workspace=workspace)
         ended = workspace.engine().run(
             Container(
                 image=tag,
@@ -149,64 +196,45 @@ def workspace_of(built: Built) -> Workspace:
     return Workspace(root=built.site.root, store=built.site.store, console=console)
 
 
-@pytest.fixture(scope="module")
-def contents(built: Built) -> dict[str, Contents]:
-    """The files of each image, read from the store as the build read them from the engine."""
-    found = {}
-    for name in IMAGES:
-        found[name] = Contents()
-        for layer in record_of(built, name).layers:
-            found[name].add_layer(io.BytesIO(unpacked(built.site, layer.digest)))
-    return found
-
-
-def unpacked(site: Site, digest: str) -> bytes:
-    import gzip
-
-    return gzip.decompress(b"".join(site.store.open_blob(digest)))
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_every_library_is_there(
-    built: Built, contents: dict[str, Contents], name: str
-) -> None:
-    missing = check_closure(
-        contents[name], image=name, environment=environment(built, name), lazy_libraries=LAZY[name]
+def missing_in(opened: Opened, *, lazy: Sequence[str], environment: Mapping[str, str]) -> list[str]:
+    found = check_closure(
+        opened.contents, image=opened.name, environment=environment, lazy_libraries=lazy
     )
-    assert missing == ()
-    assert len(contents[name].elf_files) > 20
+    assert all(finding.rule == "image.library-missing" for finding in found)
+    return [finding.message for finding in found]
 
 
-def test_a_missing_library_is_found(built: Built, contents: dict[str, Contents]) -> None:
-    """The same image without the library path that leads to CUDA, then without one file."""
-    lost = check_closure(contents["ort-gpu"], image="ort-gpu", environment={}, lazy_libraries=[])
-    named = " ".join(finding.message for finding in lost)
-    assert "libcublas.so.13 is not in the image" in named
-    assert "libonnxruntime_providers_cuda.so needs it" in named
-    lazy = check_closure(
-        contents["ort-cpu"],
-        image="ort-cpu",
-        environment=environment(built, "ort-cpu"),
-        lazy_libraries=["libcudnn.so.9"],
-    )
-    (finding,) = lazy
-    assert finding.rule == "image.library-missing"
-    assert "libcudnn.so.9 is not in the image" in finding.message
+def test_every_library_is_there(opened: Opened) -> None:
+    lazy = LAZY[opened.name]
+    assert missing_in(opened, lazy=lazy, environment=opened.environment) == []
+    assert len(opened.contents.elf_files) > 20
+
+
+def test_a_library_that_cannot_be_found_is_named(every: dict[str, Opened]) -> None:
+    """The same image without the library path that leads to CUDA."""
+    messages = missing_in(every["ort-gpu"], lazy=LAZY["ort-gpu"], environment={})
+    said = "\n".join(messages)
+    assert "libcublas.so.13 is not in the image" in said
+    assert "libonnxruntime_providers_cuda.so needs it" in said
+    assert "libcudnn.so.9 is not in the image, and a program that opens it at run time" in said
+
+
+def test_a_library_opened_at_run_time_counts(every: dict[str, Opened]) -> None:
+    opened = every["ort-cpu"]
+    (message,) = missing_in(opened, lazy=["libcudnn.so.9"], environment=opened.environment)
+    assert "libcudnn.so.9 is not in the image" in message
 
 
 def test_a_layer_that_takes_a_library_away_is_found(built: Built) -> None:
-    contents = Contents()
-    for layer in record_of(built, "ort-cpu").layers:
-        contents.add_layer(io.BytesIO(unpacked(built.site, layer.digest)))
-    gone = next(path for path in sorted(contents.paths) if "/libstdc++.so.6." in path)
-    contents.add_layer(whiteout(gone))
-    found = check_closure(
-        contents, image="x", environment=environment(built, "ort-cpu"), lazy_libraries=[]
-    )
-    assert any("libstdc++.so.6 is not in the image" in finding.message for finding in found)
+    opened = open_image(built, "ort-cpu")
+    gone = next(path for path in sorted(opened.contents.paths) if "/libstdc++.so.6." in path)
+    opened.contents.add_layer(whiteout(gone))
+    messages = missing_in(opened, lazy=[], environment=opened.environment)
+    assert any("libstdc++.so.6 is not in the image" in message for message in messages)
 
 
 def whiteout(path: str) -> io.BytesIO:
+    """A layer that removes one file."""
     buffer = io.BytesIO()
     folder, name = posixpath.split(path.lstrip("/"))
     with tarfile.open(fileobj=buffer, mode="w") as tar:
@@ -215,12 +243,6 @@ def whiteout(path: str) -> io.BytesIO:
     return buffer
 
 
-def environment(built: Built, name: str) -> dict[str, str]:
-    variables = config_of(built.site, record_of(built, name)).get("Env", [])
-    return dict(entry.split("=", 1) for entry in variables)
-
-
-@pytest.mark.parametrize("name", IMAGES)
-def test_licences_stay(built: Built, name: str) -> None:
-    names = [member.name for member, _ in members(built.site, record_of(built, name))]
-    assert any(each.endswith("usr/share/doc/libc6/copyright") for each in names)
+def test_licences_stay(listing: tuple[tarfile.TarInfo, ...]) -> None:
+    names = [each.name for each in listing]
+    assert any(name.endswith("usr/share/doc/libc6/copyright") for name in names)

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from builders.loading import load
-from builders.memo import read_memo
+from builders.memo import read_memo, state_of
 from planyard.core.cells import expand, plan_cells
 from planyard.core.compat import load_compat
 from tests.bench import full, matrices, seeding
@@ -53,8 +53,7 @@ def seeded(tmp_path, monkeypatch):
 
 
 def memo_of(matrix):
-    state = matrix.parent / ".planyard" / "state" / matrix.name
-    return read_memo(state, matrix=matrix, options=seeding.BUILD_OPTIONS)
+    return read_memo(state_of(matrix), matrix=matrix, options=seeding.BUILD_OPTIONS)
 
 
 def test_a_seeded_workspace_has_nothing_to_do(seeded):
