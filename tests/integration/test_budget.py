@@ -34,7 +34,7 @@ def over(site: Site) -> Site:
 def test_the_finding_names_layers_and_files(over: Site, room: Path) -> None:
     ran = build(over, room / "summary.md").expect(4)
     assert "error: ort-gpu: unpacked size" in ran.stderr
-    assert "over its budget of 900 MB [budget.unpacked]" in ran.stderr
+    assert "over its budget of 900.0 MB [budget.unpacked]" in ran.stderr
     assert "error: ort-gpu: largest layer" in ran.stderr
     after = ran.stderr.partition("[budget.unpacked]")[2].splitlines()[1:9]
     layers = [line for line in after if line.strip().startswith("layer ")]

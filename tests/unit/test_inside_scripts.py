@@ -1,0 +1,273 @@
+"""The scripts that run inside images, run here as they are: JSON in, JSON out, and honest ends."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from builders.probing import ProbeReport
+from planyard.core.results import SmokeReport
+from smoke.run import read_outputs, read_report
+from tests import onnx_models
+
+ROOT = Path(__file__).parents[2]
+SCRIPTS = sorted(path for path in ROOT.glob("*/**/inside/*.py") if ".venv" not in path.parts)
+CPU = "CPUExecutionProvider"
+X = np.linspace(-1, 1, 3 * 8 * 8, dtype="float32").reshape(1, 3, 8, 8)
+
+
+def run(script: str, *arguments: str, env: dict[str, str] | None = None) -> Any:
+    return subprocess.run(
+        [sys.executable, str(ROOT / script), *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": "", **(env or {})},
+    )
+
+
+def write_job(tmp_path: Path, **changes: Any) -> str:
+    """A job for `ort.py`, as `smoke/run.py` writes it."""
+    X.tofile(tmp_path / "input-0.bin")
+    (tmp_path / "model.onnx").write_bytes(onnx_models.plain_model().SerializeToString())
+    (tmp_path / "out").mkdir(exist_ok=True)
+    x = {"file": str(tmp_path / "input-0.bin"), "dtype": "float32", "shape": list(X.shape)}
+    job = {
+        "schema": 1,
+        "model": str(tmp_path / "model.onnx"),
+        "providers": [CPU],
+        "inputs": {"x": x},
+        "requests": 2,
+        "out": str(tmp_path / "out"),
+        **changes,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    return str(tmp_path / "job.json")
+
+
+def report_in(tmp_path: Path) -> SmokeReport:
+    report = read_report(tmp_path / "out" / "report.json")
+    assert report is not None
+    return report
+
+
+def test_onnx_runtime_answers_and_says_where_everything_ran(tmp_path: Path) -> None:
+    done = run("smoke/inside/ort.py", write_job(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "planyard: session ready" in done.stdout
+    assert "planyard: request 2" in done.stdout
+    report = report_in(tmp_path)
+    assert (report.providers_asked, report.providers_active) == ((CPU,), (CPU,))
+    assert {each.provider for each in report.placement} == {CPU}
+    assert sum(each.count for each in report.placement) >= 1
+    assert len(report.latencies_ms) == 2
+    assert report.versions["onnxruntime"]
+    outputs = read_outputs(report, tmp_path / "out")
+    assert np.allclose(outputs["y"], np.maximum(X, 0) + 0.5)
+
+
+def refused_model() -> bytes:
+    """Sound ONNX with an operator that no runtime has."""
+    model = onnx_models.plain_model()
+    model.graph.node[0].op_type = "NoSuchOperator"
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [(refused_model(), "NoSuchOperator"), (b"not onnx", "Protobuf"), (None, "model.onnx")],
+    ids=["unknown operator", "no ONNX", "no file"],
+)
+def test_a_model_that_is_refused_ends_with_one_and_its_reason(
+    tmp_path: Path, model: bytes | None, said: str
+) -> None:
+    job = write_job(tmp_path)
+    if model is None:
+        (tmp_path / "model.onnx").unlink()
+    else:
+        (tmp_path / "model.onnx").write_bytes(model)
+    done = run("smoke/inside/ort.py", job)
+    assert done.returncode == 1
+    report = report_in(tmp_path)
+    assert said.lower() in report.error.lower()
+    assert report.error.splitlines()[0] in done.stderr
+    assert (report.providers_active, report.outputs, report.placement) == ((), (), ())
+
+
+def test_a_request_that_fails_leaves_no_outputs_behind(tmp_path: Path) -> None:
+    x = {"file": str(tmp_path / "input-0.bin"), "dtype": "float32", "shape": [3, 64]}
+    done = run("smoke/inside/ort.py", write_job(tmp_path, inputs={"x": x}))
+    assert done.returncode == 1
+    assert "rank" in report_in(tmp_path).error.lower()
+    assert report_in(tmp_path).outputs == ()
+
+
+@pytest.mark.parametrize("script", ["smoke/inside/ort.py", "smoke/inside/trt_rtx.py"])
+@pytest.mark.parametrize("schema", [0, 2, "1", None])
+def test_a_smoke_job_of_another_schema_is_refused(
+    tmp_path: Path, script: str, schema: object
+) -> None:
+    stub(tmp_path, "tensorrt_rtx_bindings", "onnxruntime", "numpy")
+    job = write_job(tmp_path, schema=schema)
+    done = run(script, job, env={"PYTHONPATH": str(tmp_path / "stubs")})
+    assert done.returncode == 1
+    assert "schema 1" in report_in(tmp_path).error
+
+
+def stub(tmp_path: Path, *modules: str) -> None:
+    """Empty modules in place of heavy libraries, for what happens before they are used."""
+    for name in modules:
+        path = tmp_path / "stubs" / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+
+
+COMPILERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
+
+
+def compile_job(tmp_path: Path, backend: str, **changes: Any) -> str:
+    plan = {"cell": "c", "sm": 89, "profile": {}, "out": "0.plan"}
+    job = {
+        "schema": 1,
+        "backend": backend,
+        "model": "/model/model.onnx",
+        "version": "1.7.1.116",
+        "workspace_bytes": 1 << 20,
+        "out": str(tmp_path),
+        "plans": [plan],
+        **changes,
+    }
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    return str(tmp_path / "job.json")
+
+
+def events_of(done: Any) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("script", COMPILERS)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schema": 2},
+        {"schema": None},
+        {"backend": "other"},
+        {"plans": [{"cell": "c", "sm": 89, "profile": {}, "out": "../x"}]},
+        {"plans": [{"cell": "c", "sm": 89, "profile": {}, "out": ".hidden"}]},
+        {"plans": [{"cell": "c", "sm": 89, "profile": {}, "out": "/x"}]},
+    ],
+)
+def test_a_compile_job_of_another_protocol_is_refused(
+    tmp_path: Path, script: str, changes: dict[str, Any]
+) -> None:
+    stub(tmp_path, "tensorrt_rtx_bindings")
+    job = compile_job(tmp_path, COMPILERS[script], **changes)
+    done = run(f"engines/inside/{script}.py", job, env={"PYTHONPATH": str(tmp_path / "stubs")})
+    assert done.returncode == 2
+    [event] = events_of(done)
+    assert event["event"] == "failed"
+    assert event["message"].startswith("ValueError: ")
+
+
+def test_a_conversion_of_another_schema_is_refused(tmp_path: Path) -> None:
+    stub(tmp_path, "onnx")
+    job = compile_job(tmp_path, "", schema=9)
+    done = run("engines/inside/to_fp16.py", job, env={"PYTHONPATH": str(tmp_path / "stubs")})
+    assert done.returncode == 2
+    assert events_of(done) == [{"event": "failed", "message": "ValueError: a job has schema 1"}]
+
+
+def test_classic_tensorrt_without_its_gpu_awaits_one(tmp_path: Path) -> None:
+    done = run("engines/inside/tensorrt.py", compile_job(tmp_path, "tensorrt", plans=[
+        {"cell": "c", "sm": 199, "profile": {}, "out": "0.plan"}
+    ]))  # fmt: skip
+    assert done.returncode == 0
+    [event] = events_of(done)
+    assert (event["event"], event["cell"], event["awaiting_gpu"]) == ("refused", "c", True)
+    assert "SM 19.9" in event["message"]
+
+
+@pytest.mark.parametrize("script", ["smoke/inside/ort.py", "engines/inside/tensorrt_rtx.py"])
+def test_a_job_that_is_no_json_is_an_error_and_no_success(tmp_path: Path, script: str) -> None:
+    (tmp_path / "job.json").write_text("{")
+    assert run(script, str(tmp_path / "job.json")).returncode != 0
+
+
+def test_the_probe_tells_what_really_is_here() -> None:
+    done = run("smoke/inside/probe.py")
+    assert done.returncode == 0, done.stderr
+    [line] = done.stdout.splitlines()
+    report = ProbeReport(**json.loads(line))
+    document = json.loads(line)
+    assert report.schema == 1
+    assert document["versions"]["python"]["version"] == sys.version.split()[0]
+    assert document["versions"]["onnxruntime"]["how"].startswith("imported from /")
+    assert document["device"].keys() == {"count", "driver", "fp16", "int8"}
+    if document["device"]["count"] == 0:
+        assert document["device"]["fp16"] is None
+
+
+def test_a_probe_finds_nothing_by_name_alone(tmp_path: Path) -> None:
+    """Files with the right names that are no libraries, and a package without onnxruntime in it."""
+    for name in ("libtensorrt_rtx.so.1", "libnvinfer.so.11", "libcudart.so.13", "libcudnn.so.9"):
+        (tmp_path / name).write_bytes(b"not a library")
+    broken = tmp_path / "modules" / "onnxruntime"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise ImportError('no library')")
+    env = {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(tmp_path / "modules")}
+    done = run("smoke/inside/probe.py", env=env)
+    assert done.returncode == 0, done.stderr
+    versions = json.loads(done.stdout)["versions"]
+    assert str(tmp_path) not in done.stdout
+    assert "onnxruntime" not in versions
+
+
+def test_what_libraries_print_is_not_the_probes_answer(tmp_path: Path) -> None:
+    noisy = tmp_path / "onnxruntime"
+    noisy.mkdir()
+    (noisy / "__init__.py").write_text("print('hello')\n__version__ = '1.2.3'")
+    done = run("smoke/inside/probe.py", env={"PYTHONPATH": str(tmp_path)})
+    assert json.loads(done.stdout)["versions"]["onnxruntime"]["version"] == "1.2.3"
+    assert "hello" in done.stderr
+
+
+def test_there_are_scripts_to_check() -> None:
+    names = {path.name for path in SCRIPTS}
+    assert {"ort.py", "probe.py", "trt_rtx.py", "tensorrt.py", "tensorrt_rtx.py"} <= names
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_is_python_3_9_and_imports_nothing_of_ours(script: Path) -> None:
+    """People's images bring their own Python; ours is the host's."""
+    tree = ast.parse(script.read_text(), feature_version=(3, 9))
+    imported = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0
+            imported.add((node.module or "").split(".")[0])
+    heavy = {"numpy", "onnx", "onnxruntime", "onnxconverter_common", "tensorrt"}
+    heavy |= {"tensorrt_bindings", "tensorrt_rtx_bindings"}
+    assert imported <= set(sys.stdlib_module_names) | heavy
+    assert not imported & {"planyard", "builders", "engines", "smoke"}
+
+
+def test_the_syntax_check_can_fail() -> None:
+    with pytest.raises(SyntaxError):
+        ast.parse("match x:\n    case 1: pass", feature_version=(3, 9))
+
+
+def test_models_for_these_tests_are_sound() -> None:
+    onnx.checker.check_model(onnx_models.plain_model())
