@@ -136,11 +136,11 @@ def stub(tmp_path: Path, *modules: str) -> None:
 COMPILERS = {"tensorrt": "tensorrt", "tensorrt_rtx": "tensorrt-rtx"}
 
 
-def compile_job(tmp_path: Path, backend: str, **changes: Any) -> str:
+def compile_job(tmp_path: Path, kind: str, **changes: Any) -> str:
     plan = {"cell": "c", "sm": 89, "profile": {}, "out": "0.plan"}
     job = {
         "schema": 1,
-        "backend": backend,
+        "backend": kind,
         "model": "/model/model.onnx",
         "version": "1.7.1.116",
         "workspace_bytes": 1 << 20,
