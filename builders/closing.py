@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json as json_library
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from planyard.edge.console import Console
 
 if TYPE_CHECKING:
     from builders.workspace import Workspace
+    from engines.store.local import LocalStore
     from planyard.core.findings import Finding
     from planyard.core.reader import LoadedMatrix
     from planyard.core.report import BuildReport
@@ -126,6 +127,20 @@ def _summary(
     return "\n".join(lines) + "\n"
 
 
+def _paths_in_store(report: BuildReport, *, store: LocalStore) -> Iterator[str]:
+    """Where the store keeps what a build left: blobs, and the keys of the index."""
+    from engines import index
+
+    digests = [plan.digest for plan in report.plans]
+    digests += [verdict.log_digest for verdict in report.verdicts if verdict.log_digest]
+    for image in report.images:
+        if image.digest:
+            digests += [image.digest, *index.read_manifest(store, image.digest).digests]
+            yield f"index/snapshots/{image.digest[7:]}"
+    yield from (f"blobs/sha256/{digest[7:]}" for digest in digests)
+    yield from (f"index/plans/{plan.recipe[7:]}" for plan in report.plans)
+
+
 def _leave_memo(
     report: BuildReport,
     *,
@@ -152,15 +167,12 @@ def _leave_memo(
         "plans": len(report.plans),
         "lookup": next((each.image for each in report.snapshots), None),
     }
-    blobs = [image.digest or "" for image in report.images]
-    blobs += [plan.digest for plan in report.plans]
-    blobs += [verdict.log_digest for verdict in report.verdicts]
     document = memo.memo_of(
         matrix=matrix,
         options=options,
         inputs=[*inputs, *memo.own_files()],
-        blobs_in=workspace.store.root / "blobs" / "sha256",
-        blobs=blobs,
+        store=workspace.store.root,
+        stored=_paths_in_store(report, store=workspace.store),
         summary=summary,
     )
     state = memo.state_of(matrix)

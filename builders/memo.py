@@ -2,7 +2,8 @@
 
 Only the standard library is imported here: this runs before anything else. A memo holds when the
 matrix has the same bytes, every file a build reads is as it was (size and modification time), and
-every blob the build left is still in the store. A build that failed or found something leaves none.
+everything the build left is still in the store: blobs and index. A build that failed or found
+something leaves none.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from planyard.edge.console import Console
 
 SCHEMA = 1
 DEFAULT_MATRIX = "matrix.yaml"
+_OF_NO_CONSEQUENCE = ("--json", "--no-setup")
 _PACKAGES = ("planyard", "builders", "engines", "smoke")
 
 
@@ -35,7 +38,10 @@ def answer_from_memo(arguments: Sequence[str]) -> bool:
     if memo is None:
         return False
     json = "--json" in arguments
-    show_memo(memo, state=state, console=Console(quiet=json), json=json)
+    try:
+        show_memo(memo, state=state, console=Console(quiet=json), json=json)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
 
@@ -99,11 +105,12 @@ def read_memo(state: Path, *, matrix: Path, options: Sequence[str]) -> dict[str,
         memo = json.loads(memo_path(state).read_bytes())
         if memo["key"] != _key(matrix, options) or memo["stamp"] != stamp_of(memo["inputs"]):
             return None
-        folder = os.open(memo["blobs_in"], os.O_RDONLY | os.O_DIRECTORY)
+        report_path(state).stat()
+        folder = os.open(memo["store"], os.O_RDONLY | os.O_DIRECTORY)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
-        for name in memo["blobs"]:
+        for name in memo["stored"]:
             os.stat(name, dir_fd=folder)
     except OSError:
         return None
@@ -117,19 +124,19 @@ def memo_of(
     matrix: Path,
     options: Sequence[str],
     inputs: Iterable[Path],
-    blobs_in: Path,
-    blobs: Iterable[str],
+    store: Path,
+    stored: Iterable[str],
     summary: dict[str, Any],
 ) -> dict[str, Any]:
-    """A memo of the build that just ended well."""
+    """A memo of the build that just ended well; `stored` are paths below the store's folder."""
     named = sorted({str(path) for path in inputs})
     return {
         "schema": SCHEMA,
         "key": _key(matrix, options),
         "inputs": named,
         "stamp": stamp_of(named),
-        "blobs_in": str(blobs_in),
-        "blobs": sorted({digest.removeprefix("sha256:") for digest in blobs if digest}),
+        "store": str(store),
+        "stored": sorted(set(stored)),
         "summary": summary,
     }
 
@@ -158,7 +165,7 @@ def _key(matrix: Path, options: Sequence[str]) -> str:
         os.environ.get("SOURCE_DATE_EPOCH", ""),
         # A GPU that appears lets cells run that did not.
         str(Path("/dev/nvidiactl").exists()),
-        *options,
+        *(each for each in options if each not in _OF_NO_CONSEQUENCE),
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -98,14 +98,17 @@ def put_images(
 ) -> dict[str, ImageRecord]:
     """Images in the store under the recipes that a build will ask for; the compiler's too."""
     wanted = [(name, False) for name in names] + [("rtx", True)] * ("rtx" in names)
-    found = {}
-    for name, compiler in wanted:
-        spec = loaded.matrix.images[name]
-        order = order_image(
-            name, spec, matrix=loaded.matrix, workspace=workspace, compiler=compiler
-        )
-        found[order.name] = _put_image(order.name, order.recipe.digest, workspace)
-    return found
+    images = [put_image_of(name, loaded, workspace, compiler=each) for name, each in wanted]
+    return {image.name: image for image in images}
+
+
+def put_image_of(
+    name: str, loaded: LoadedMatrix, workspace: Workspace, *, compiler: bool = False
+) -> ImageRecord:
+    """One image of the matrix, or its compiler, in the store."""
+    spec = loaded.matrix.images[name]
+    order = order_image(name, spec, matrix=loaded.matrix, workspace=workspace, compiler=compiler)
+    return _put_image(order.name, order.recipe.digest, workspace)
 
 
 def _put_image(name: str, recipe: str, workspace: Workspace) -> ImageRecord:

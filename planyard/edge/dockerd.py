@@ -46,6 +46,7 @@ def private_engine(folder: Path, *, report: Callable[[str], None]) -> Iterator[E
         engine.close()
         proc.end_group(process, grace_seconds=30)
         _unmount_below(run)
+        _unmount_below(folder)
         shutil.rmtree(run, ignore_errors=True)
         (folder / "dockerd.pid").unlink(missing_ok=True)
 

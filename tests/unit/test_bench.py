@@ -59,15 +59,17 @@ def memo_of(matrix):
 def test_a_seeded_workspace_has_nothing_to_do(seeded):
     memo = memo_of(seeded)
     assert memo["summary"]["plans"] == 8
-    assert len(memo["blobs"]) >= 9
+    assert sum(path.startswith("blobs/") for path in memo["stored"]) >= 9
 
 
-@pytest.mark.parametrize("lost", ["image/Dockerfile", "a blob", "matrix.yaml"])
+@pytest.mark.parametrize("lost", ["image/Dockerfile", "a blob", "the index", "matrix.yaml"])
 def test_a_seeded_workspace_has_something_to_do_when_one_thing_changes(seeded, lost):
     assert memo_of(seeded)
+    store = seeded.parent / ".planyard" / "store"
     if lost == "a blob":
-        store = seeded.parent / ".planyard" / "store" / "blobs" / "sha256"
-        (store / memo_of(seeded)["blobs"][0]).unlink()
+        (store / memo_of(seeded)["stored"][0]).unlink()
+    elif lost == "the index":
+        (store / "index").rename(store / "elsewhere")
     else:
         with (seeded.parent / lost).open("a") as file:
             file.write("# more\n")
