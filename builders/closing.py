@@ -176,5 +176,8 @@ def _leave_memo(
         summary=summary,
     )
     state = memo.state_of(matrix)
+    # What a build with nothing to do will say: it builds and compiles nothing.
+    images_kept = tuple(msgspec.structs.replace(each, built=False) for each in report.images)
+    report = msgspec.structs.replace(report, images=images_kept, compiled=())
     files.write_bytes(memo.report_path(state), msgspec.json.encode(report))
     files.write_bytes(memo.memo_path(state), json_library.dumps(document).encode())

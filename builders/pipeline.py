@@ -117,6 +117,8 @@ def make_images(work: Build) -> None:
                     compiler, _ = make_image(order, workspace=work.workspace)
                     work.compilers[name] = (order, compiler)
             except ImageBuildError as error:
+                for line in error.log_tail:
+                    work.workspace.console.detail(f"  │ {line}")
                 work.workspace.console.error(f"{name}: {error.message}")
                 work.image_errors[name] = error
                 continue

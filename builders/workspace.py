@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from builders.layers import DEFAULT_EPOCH_SECONDS
 from builders.wheels import WheelCache
 from engines.store.local import LocalStore
 from planyard.core.errors import InputError
-from planyard.edge import docker, dockerd
+from planyard.edge import docker, dockerd, files
 from planyard.edge.clock import Stopwatch
 from planyard.edge.console import Console
 
@@ -83,6 +84,16 @@ class Workspace:
                 return self._exits.enter_context(room)
 
     def __enter__(self) -> Workspace:
+        """One build at a time: the engine's data and the scratch folder are not shared.
+
+        What a killed build left in the scratch folder goes.
+        """
+        lock = files.exclusive_lock(
+            self.state / "lock",
+            on_wait=lambda: self.console.say("waiting for another build in this folder to end"),
+        )
+        self._exits.enter_context(lock)
+        shutil.rmtree(self.scratch, ignore_errors=True)
         return self
 
     def __exit__(self, *error: object) -> None:

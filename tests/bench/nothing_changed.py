@@ -90,8 +90,8 @@ def _what_was_asked(matrix: Path, series: Mapping[str, Series]) -> str:
     return (
         f"Nothing changed: {len(series['planyard'].runs)} runs each, in turns. Planyard reads the "
         f"matrix and looks for {len(memo['stored'])} paths in the store and all files of "
-        f"{len(memo['inputs'])} inputs, its own packages among them. The graph of ninja has 1,000 edges with three inputs "
-        "each."
+        f"{len(memo['inputs'])} inputs, its own packages among them. The graph of ninja has 1,000 "
+        "edges with three inputs each."
     )
 
 

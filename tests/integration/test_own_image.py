@@ -59,7 +59,7 @@ def own(built: Built, site: Site, registry: str) -> Site:
     site.write("their own/Dockerfile.serving", DOCKERFILE)
     site.write("their own/note.txt", "a note\n")
     site.write("their own/forgotten.txt", "ignored\n")
-    site.write("their own/.dockerignore", "forgotten.txt\n")
+    site.write("their own/.dockerignore", "forgotten.txt\nDockerfile*\n")
     return site
 
 

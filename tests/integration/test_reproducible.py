@@ -32,11 +32,12 @@ def build_image(site: Site, env: dict[str, str | None] | None = None) -> ImageRe
 
 def forget_everything(engine: docker.Engine) -> None:
     """Leave the engine no cache of a build, and no base to build from."""
-    engine.prune_builds()
+    engine.client.api.prune_builds(all=True)
     for image in engine.client.images.list(name="planyard-base"):
         engine.client.images.remove(image.tags[0], force=True)
     left = engine.client.api.df()["BuildCache"] or []
-    assert left == []
+    # Records of images that the engine holds stay; no step of a build does.
+    assert [each for each in left if not each["Description"].startswith("from ")] == []
 
 
 def age(folder: Path, *, seconds: float) -> None:
