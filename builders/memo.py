@@ -11,13 +11,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import planyard
-from planyard.edge.console import Console
+from planyard.edge.console import Console, forget_stdout
 
 SCHEMA = 1
 DEFAULT_MATRIX = "matrix.yaml"
@@ -41,7 +40,7 @@ def answer_from_memo(arguments: Sequence[str]) -> bool:
     try:
         show_memo(memo, state=state, console=Console(quiet=json), json=json)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_stdout()
     return True
 
 

@@ -61,7 +61,7 @@ def probe_image(
         ended = workspace.engine().run(container)
     try:
         report = msgspec.json.decode(ended.stdout, type=ProbeReport)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         said = ended.stderr.decode(errors="replace").strip().splitlines()
         workspace.console.warn(
             f"{image.name} could not be probed (exit {ended.exit_code}): {said[-1:] or 'silent'}"

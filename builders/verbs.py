@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import os
 import signal
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 import typer
 
 from planyard.core.errors import EXIT_BUG, CancelledError, InputError, PlanyardError
-from planyard.edge.console import Console
+from planyard.edge.console import Console, forget_stdout
 
 if TYPE_CHECKING:
     from builders.workspace import Workspace
@@ -63,7 +61,7 @@ def verb(function: Callable[Parameters, int | None]) -> Callable[Parameters, Non
             Console().error("interrupted; what was half done has been removed")
             code = CancelledError.exit_code
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            forget_stdout()
             code = EXIT_BUG
         raise typer.Exit(code)
 

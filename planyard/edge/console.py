@@ -135,6 +135,11 @@ def _without_commands(text: str) -> str:
     return "\n".join(f"| {line}" if line.lstrip().startswith("::") else line for line in lines)
 
 
+def forget_stdout() -> None:
+    """After a broken pipe: nobody reads stdout, and Python's own flush at the end must not fail."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class _PlainStep:
     """Off a terminal: one line at the start, one at the end; a sign of life every 30 seconds."""
 

@@ -198,7 +198,7 @@ def test_a_corrupted_plan_is_never_written(built: Built, site: Site, room: Path)
     assert not any(profile in name for name in written), written
     assert all(path.suffix == ".plan" for path in (room / "out").iterdir())
     others = site.planyard("lookup", digest, "--sm", "86", "--pull", str(room / "others")).expect(0)
-    assert others.stderr.count("wrote ") == 4
+    assert (others.stdout + others.stderr).count("wrote ") == 4
 
 
 @pytest.mark.docker
@@ -213,7 +213,7 @@ def test_a_corrupted_layer_is_never_run(built: Built, site: Site, engine: docker
     site.edit("max: [4, 3, 1280, 1280]", "max: [3, 3, 1280, 1280]")
     ran = site.planyard("build", "--select", "rtx/*")
     assert ran.exit_code in (5, 10), ran.stderr
-    assert "digest" in ran.stderr
+    assert layer in ran.stderr
     assert not engine.has_image(f"planyard/rtx-compiler:{short(record.digest)}")
     assert site.leftovers() == []
 

@@ -198,9 +198,9 @@ def test_a_conversion_of_another_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_classic_tensorrt_without_its_gpu_awaits_one(tmp_path: Path) -> None:
-    done = run("engines/inside/tensorrt.py", compile_job(tmp_path, "tensorrt", plans=[
-        {"cell": "c", "sm": 199, "profile": {}, "out": "0.plan"}
-    ]))  # fmt: skip
+    plans = [{"cell": "c", "sm": 199, "profile": {}, "out": "0.plan"}]
+    job = compile_job(tmp_path, "tensorrt", plans=plans)
+    done = run("engines/inside/tensorrt.py", job, bare=True)
     assert done.returncode == 0
     [event] = events_of(done)
     assert (event["event"], event["cell"], event["awaiting_gpu"]) == ("refused", "c", True)
@@ -235,7 +235,7 @@ def test_a_probe_finds_nothing_by_name_alone(tmp_path: Path) -> None:
     broken.mkdir(parents=True)
     (broken / "__init__.py").write_text("raise ImportError('no library')")
     env = {"LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": str(tmp_path / "modules")}
-    done = run("smoke/inside/probe.py", env=env)
+    done = run("smoke/inside/probe.py", env=env, bare=True)
     assert done.returncode == 0, done.stderr
     versions = json.loads(done.stdout)["versions"]
     assert str(tmp_path) not in done.stdout
@@ -246,7 +246,7 @@ def test_what_libraries_print_is_not_the_probes_answer(tmp_path: Path) -> None:
     noisy = tmp_path / "onnxruntime"
     noisy.mkdir()
     (noisy / "__init__.py").write_text("print('hello')\n__version__ = '1.2.3'")
-    done = run("smoke/inside/probe.py", env={"PYTHONPATH": str(tmp_path)})
+    done = run("smoke/inside/probe.py", env={"PYTHONPATH": str(tmp_path)}, bare=True)
     assert json.loads(done.stdout)["versions"]["onnxruntime"]["version"] == "1.2.3"
     assert "hello" in done.stderr
 

@@ -104,9 +104,18 @@ def test_versions_are_those_found_and_never_the_pins(site: Site) -> None:
     assert site.only("gpu").device.count is None
 
 
-@pytest.mark.parametrize(
-    "stdout", [b"", b"[]", b"{", b'{"versions": 3}', b'{"device": {"count": -1}}']
-)
+UNREADABLE = [
+    b"",
+    b"[]",
+    b"{",
+    b'{"versions": 3}',
+    b'{"device": {"count": -1}}',
+    b'{"device": {"driver": "\xff"}}',
+]
+UNREADABLE.append(b'{"x": ' + b"[" * 100_000)
+
+
+@pytest.mark.parametrize("stdout", UNREADABLE, ids=range(len(UNREADABLE)))
 def test_a_probe_that_cannot_be_read_found_nothing_and_is_asked_again(
     site: Site, stdout: bytes
 ) -> None:
