@@ -161,8 +161,7 @@ def context_digests(context: Path) -> dict[str, str]:
         if path.is_symlink():
             found[name] = digest_of_value({"link": str(path.readlink())})
         elif path.is_file():
-            executable = bool(path.stat().st_mode & 0o100)
-            found[name] = files.digest_of_file(path) + ("+x" if executable else "")
+            found[name] = f"{files.digest_of_file(path)} {path.stat().st_mode & 0o777:o}"
     return found
 
 

@@ -105,11 +105,12 @@ def read_memo(state: Path, *, matrix: Path, options: Sequence[str]) -> dict[str,
         if memo["key"] != _key(matrix, options) or memo["stamp"] != stamp_of(memo["inputs"]):
             return None
         report_path(state).stat()
+        stored = memo["stored"]
         folder = os.open(memo["store"], os.O_RDONLY | os.O_DIRECTORY)
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
-        for name in memo["stored"]:
+        for name in stored:
             os.stat(name, dir_fd=folder)
     except OSError:
         return None

@@ -33,6 +33,7 @@ from planyard.core.report import (
     WaitingCell,
 )
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
+from planyard.edge.gpu import local_gpus
 
 AWAITING_GPU = "awaiting a GPU runner: classic TensorRT compiles on a GPU of the cell's own SM"
 
@@ -102,7 +103,7 @@ def make_images(work: Build) -> None:
 
     An image that cannot be built ends its own cells; the others go on.
     """
-    for name in dict.fromkeys(cell.image for cell in work.cells):
+    for name in _needed_images(work):
         spec = work.matrix.images[name]
         with work.timing(name):
             try:
@@ -124,6 +125,19 @@ def make_images(work: Build) -> None:
                 continue
         if built:
             work.built.add(name)
+
+
+def _needed_images(work: Build) -> list[str]:
+    """The images of the selected cells, and of the references that cells on a GPU here need."""
+    wanted = list(work.cells)
+    if local_gpus():
+        served = {(cell.model, cell.profile) for cell in work.cells if cell.sm is not None}
+        wanted += [
+            cell
+            for cell in work.all_cells
+            if cell.backend == "onnxruntime-cpu" and (cell.model, cell.profile) in served
+        ]
+    return list(dict.fromkeys(cell.image for cell in wanted))
 
 
 def _probe(python: str, work: Build) -> Inspect:

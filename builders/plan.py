@@ -253,10 +253,7 @@ def _store_plan(
         found = header.read_header(file.read(header.HEAD_BYTES), size_bytes=size_bytes)
     if isinstance(found, header.NotAPlan):
         raise IntegrityError(f"{order.cell.id}: the compiler wrote no plan: {found.reason}")
-    if found.version != order.recipe.version:
-        raise IntegrityError(
-            f"{order.cell.id}: the plan says version {found.version}, not {order.recipe.version}"
-        )
+    _check_header(order, found)
     digest = f"sha256:{event['sha256']}"
     workspace.store.put_blob(digest, path, take=True)
     record = PlanRecord(
@@ -275,6 +272,20 @@ def _store_plan(
     )
     index.put_plan(workspace.store, record)
     return record
+
+
+def _check_header(order: PlanOrder, found: header.PlanHeader) -> None:
+    """A plan says itself what it is: it has to be what was asked for, and all of it."""
+    wanted = order.recipe
+    if found.version != wanted.version:
+        said = f"version {found.version}, not {wanted.version}"
+    elif found.sm_targets and found.sm_targets != wanted.sm_targets:
+        said = f"SM {found.sm_targets}, not {wanted.sm_targets}"
+    elif found.whole is False:
+        said = found.problem
+    else:
+        return
+    raise IntegrityError(f"{order.cell.id}: the compiler wrote a plan that says: {said}")
 
 
 def _place(job: CompileJob, model: Path, out: Path) -> Place:

@@ -36,7 +36,7 @@ class ByteSize(int):
 def format_bytes(size_bytes: int) -> str:
     """`133.4 MB`: decimal units, as registries and budgets count."""
     for unit in ("GB", "MB", "kB"):
-        if size_bytes >= _UNITS[unit]:
+        if size_bytes >= 0.99995 * _UNITS[unit]:  # what would be rounded to 1000.0 of the next
             return f"{size_bytes / _UNITS[unit]:.1f} {unit}"
     return f"{size_bytes} B"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,17 @@ from planyard.edge.gpu import local_gpus
 from tests import small_site
 from tests.smoke_runs import InProcess, ended, host_path
 
-PLAN = (Path(__file__).parents[1] / "data/plans/rtx-1.7.1.116-sm89.head").read_bytes()
+HEAD = (Path(__file__).parents[1] / "data/plans/rtx-1.7.1.116-sm89.head").read_bytes()
+
+
+def whole_plan(cell: str) -> bytes:
+    """A small plan for SM 8.9 whose header is a real one's, with its sizes put right."""
+    data = bytearray(HEAD + cell.encode() + bytes(4))
+    struct.pack_into("<Q", data, 16, len(data))
+    struct.pack_into("<QQ", data, 96, len(HEAD), len(data) - 4 - len(HEAD))  # the weights
+    return bytes(data)
+
+
 PROBE = {
     "schema": 1,
     "versions": {"onnxruntime": {"version": "1.31.1", "how": "imported from /x"}},
@@ -56,7 +67,7 @@ class Machine:
                 words = {"message": "no such operator", "log": ["E: no such operator"]}
                 events.append({"event": "refused", "cell": plan["cell"], **words})
                 continue
-            data = PLAN + plan["cell"].encode()
+            data = whole_plan(plan["cell"])
             (host_path(container, "/out") / plan["out"]).write_bytes(data)
             found = {"seconds": 0.5, "size_bytes": len(data), "sha256": digest_of_bytes(data)[7:]}
             events.append({"event": "compiled", "cell": plan["cell"], **found})
