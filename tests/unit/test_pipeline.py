@@ -17,7 +17,7 @@ from builders.pipeline import AWAITING_GPU, build
 from builders.workspace import Workspace
 from engines import index
 from planyard.core.digest import digest_of_bytes
-from planyard.core.errors import ImageBuildError, NothingSelectedError
+from planyard.core.errors import ImageBuildError, IntegrityError, NothingSelectedError
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import BuildReport, exit_code
 from planyard.core.results import ImageRecord
@@ -50,6 +50,8 @@ class Machine:
 
     smoke: InProcess = field(default_factory=lambda: InProcess(serve=small_site.plain))
     refused: tuple[str, ...] = ()
+    spoil: Callable[[bytes], bytes] = bytes
+    """What becomes of each plan on its way out of the compiler."""
     ran: list[str] = field(default_factory=list)
 
     def __call__(self, container: Container) -> Ended:
@@ -67,7 +69,7 @@ class Machine:
                 words = {"message": "no such operator", "log": ["E: no such operator"]}
                 events.append({"event": "refused", "cell": plan["cell"], **words})
                 continue
-            data = whole_plan(plan["cell"])
+            data = self.spoil(whole_plan(plan["cell"]))
             (host_path(container, "/out") / plan["out"]).write_bytes(data)
             found = {"seconds": 0.5, "size_bytes": len(data), "sha256": digest_of_bytes(data)[7:]}
             events.append({"event": "compiled", "cell": plan["cell"], **found})
@@ -112,6 +114,32 @@ def line(tmp_path: Path, template: Path) -> Line:
 
 
 without_gpu = pytest.mark.skipif(bool(local_gpus()), reason="this machine has a GPU to smoke on")
+
+
+def for_sm_86(plan: bytes) -> bytes:
+    return plan[:32] + (1 << 2).to_bytes(8, "little") + plan[40:]
+
+
+def of_another_version(plan: bytes) -> bytes:
+    return plan[:24] + bytes([1, 6, 1, 120]) + plan[28:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (for_sm_86, "SM"),
+        (of_another_version, "version 1.6.1.120"),
+        (lambda plan: plan[:-1], "truncated"),
+        (lambda plan: b"not a plan" + plan, "wrote no plan"),
+    ],
+)
+def test_a_plan_that_is_not_what_was_asked_for_is_refused(
+    line: Line, spoil: Callable[[bytes], bytes], said: str
+) -> None:
+    line.machine.spoil = spoil
+    with pytest.raises(IntegrityError, match=said):
+        line.build()
+    assert not list(line.workspace.store.keys("plans"))
 
 
 @without_gpu
