@@ -54,6 +54,8 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError(f"--require {','.join(unknown)}: choose from {', '.join(NEEDS)}")
     # CI cancels with SIGTERM: the engine and its folder must go then, too.
     signal.signal(signal.SIGTERM, _interrupt)
+    # A shell starts background jobs with Ctrl-C ignored, and what they start would inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _interrupt(*_: Any) -> None:
