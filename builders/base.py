@@ -9,7 +9,6 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-import shutil
 import tarfile
 from pathlib import Path
 
@@ -139,7 +138,7 @@ def _write_hook(scratch: Path) -> Path:
 def _mmdebstrap(
     spec: DebianBase, *, raw: Path, hook: Path, epoch_seconds: int, report: Report
 ) -> None:
-    program = shutil.which("mmdebstrap")
+    program = proc.find_program("mmdebstrap")
     if not program:
         raise ImageBuildError("mmdebstrap is not installed", mend="planyard setup")
     args = [

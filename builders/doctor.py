@@ -13,6 +13,7 @@ from planyard.core.errors import PlanyardError
 from planyard.core.units import format_bytes
 from planyard.edge import docker, docker_cli
 from planyard.edge.gpu import local_gpus
+from planyard.edge.proc import find_program
 
 _WANTED_BYTES = 12 * 10**9
 
@@ -42,7 +43,7 @@ def examine() -> tuple[Check, ...]:
 def _engine(engine: docker.Engine | None) -> Check:
     if engine:
         return Check(name="Docker engine", ok=True, found=f"{engine.version()} at {engine.host}")
-    if setup.find_program("dockerd"):
+    if find_program("dockerd"):
         found = "none answers; a build starts a private one (dockerd is installed)"
         may = os.geteuid() == 0 or shutil.which("sudo") is not None
         return Check(
@@ -72,7 +73,7 @@ def _build_client(engine: docker.Engine | None) -> Check:
 
 
 def _tool(tool: setup.Tool) -> Check:
-    path = setup.find_program(tool.program)
+    path = find_program(tool.program)
     return Check(
         name=tool.program,
         ok=path is not None,

@@ -21,6 +21,7 @@ from builders.wheel_streams import WheelStreams
 from builders.wheels import Requirement, Wheel, read_lock
 from builders.workspace import Workspace
 from engines import index
+from engines.store.protocol import drain
 from planyard.core.digest import digest_of_value, short
 from planyard.core.errors import ImageBuildError, InputError
 from planyard.core.findings import Finding
@@ -29,7 +30,7 @@ from planyard.core.results import ImageRecord
 from planyard.core.units import format_bytes
 from planyard.edge import files
 from planyard.edge.console import Step
-from planyard.edge.docker import Engine, files_of_context
+from planyard.edge.docker import Engine, EngineError, files_of_context
 
 RECIPE_LABEL = "io.planyard.recipe"
 _TITLE_LABEL = "org.opencontainers.image.title"
@@ -143,8 +144,18 @@ def load_image(record: ImageRecord, *, workspace: Workspace) -> str:
         layout = workspace.store.publish_image_layout(record.digest)
         step = workspace.console.step(f"load image {record.name} into the engine")
         with step, workspace.outside.running():
-            engine.load_layout(layout, tag=tag)
+            try:
+                engine.load_layout(layout, tag=tag)
+            except EngineError:
+                _verify_stored(record, workspace=workspace)
+                raise
     return tag
+
+
+def _verify_stored(record: ImageRecord, *, workspace: Workspace) -> None:
+    """Read every blob of an image: a damaged one is the better answer to why it does not load."""
+    for digest in index.read_manifest(workspace.store, record.digest).digests:
+        drain(workspace.store.open_blob(digest))
 
 
 def context_digests(context: Path) -> dict[str, str]:

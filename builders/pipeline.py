@@ -287,7 +287,9 @@ def _outcome(name: str, work: Build) -> ImageOutcome:
     budget = {key: int(limit) for key, limit in limits.items() if limit is not None}
     error = work.image_errors.get(name)
     if error is not None:
-        return ImageOutcome(name=name, digest=None, budget=budget, error=error.message)
+        return ImageOutcome(
+            name=name, digest=None, budget=budget, error=error.message, log_tail=error.log_tail
+        )
     image = work.images[name]
     mine = [cell for cell in work.cells if cell.image == name]
     return ImageOutcome(

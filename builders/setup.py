@@ -6,7 +6,6 @@ Each step is said before it is done. Where Docker answers, nothing of Docker is 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +13,6 @@ from pathlib import Path
 from planyard.core.errors import ImageBuildError, PlanyardError
 from planyard.edge import proc
 from planyard.edge.console import Console
-
-_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,15 +47,10 @@ class SetupRefusedError(PlanyardError):
     exit_code = ImageBuildError.exit_code
 
 
-def find_program(program: str) -> str | None:
-    """Where a program is; system folders count even when the PATH leaves them out."""
-    return shutil.which(program) or shutil.which(program, path=_SYSTEM_PATH)
-
-
 def missing_tools(*, engine_answers: bool) -> tuple[Tool, ...]:
     """The tools this machine lacks."""
     wanted = [SKOPEO, MMDEBSTRAP] if engine_answers else [DOCKERD, SKOPEO, MMDEBSTRAP]
-    return tuple(tool for tool in wanted if not find_program(tool.program))
+    return tuple(tool for tool in wanted if not proc.find_program(tool.program))
 
 
 def install_command(tools: Iterable[Tool]) -> str:

@@ -24,6 +24,7 @@ import pytest
 
 from builders import setup
 from planyard.edge import docker, dockerd, gpu
+from planyard.edge.proc import find_program
 from tests.registry import serve_registry
 from tests.workspaces import Ran, Site, lay_out, share_store
 
@@ -92,7 +93,7 @@ def _no_docker() -> str:
     if docker.find_engine() is None:
         if os.geteuid() != 0:
             return "no engine answers, and only root can start a private one"
-        if not setup.find_program("dockerd"):
+        if not find_program("dockerd"):
             return "no engine answers, and dockerd is not installed (planyard setup)"
     lost = [tool.program for tool in setup.missing_tools(engine_answers=True)]
     return f"{', '.join(lost)} not installed (planyard setup)" if lost else ""

@@ -25,6 +25,7 @@ class ImageOutcome(msgspec.Struct, frozen=True, kw_only=True):
     budget: dict[str, int] = {}
     built: bool = False
     error: str = ""
+    log_tail: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
     plans: int = 0
     plans_wanted: int = 0

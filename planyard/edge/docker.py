@@ -169,7 +169,7 @@ class Engine:
 
     def load_layout(self, layout: Path, *, tag: str) -> None:
         """Copy an OCI layout into the engine under `tag`, so that what runs is what is stored."""
-        program = shutil.which("skopeo")
+        program = proc.find_program("skopeo")
         if not program:
             raise EngineError("skopeo is not installed", mend="planyard setup")
         args = [program, "--insecure-policy", "copy", "--quiet"]

@@ -20,12 +20,13 @@ from planyard.edge import proc
 from planyard.edge.docker import Engine, EngineError
 
 _START_SECONDS = 60
+_RUN_PREFIX = "planyard-engine-"
 
 
 @contextlib.contextmanager
 def private_engine(folder: Path, *, report: Callable[[str], None]) -> Iterator[Engine]:
     """Run `dockerd` with its data below `folder` for the length of the block."""
-    program = shutil.which("dockerd") or shutil.which("dockerd", path="/usr/sbin:/sbin")
+    program = proc.find_program("dockerd")
     if not program:
         raise EngineError(
             "no Docker engine answers and dockerd is not installed", mend="planyard setup"
@@ -33,7 +34,7 @@ def private_engine(folder: Path, *, report: Callable[[str], None]) -> Iterator[E
     folder.mkdir(parents=True, exist_ok=True)
     _end_leftover(folder / "dockerd.pid")
     # A socket's path may have 107 bytes at most: the workspace's may be longer.
-    run = Path(tempfile.mkdtemp(prefix="planyard-engine-"))
+    run = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX))
     log = folder / "dockerd.log"
     log.write_bytes(b"")
     process = proc.start(_command(program, folder, run), log=log)
@@ -45,9 +46,8 @@ def private_engine(folder: Path, *, report: Callable[[str], None]) -> Iterator[E
     finally:
         engine.close()
         proc.end_group(process, grace_seconds=30)
-        _unmount_below(run)
         _unmount_below(folder)
-        shutil.rmtree(run, ignore_errors=True)
+        _remove_run_folder(run)
         (folder / "dockerd.pid").unlink(missing_ok=True)
 
 
@@ -95,6 +95,16 @@ def _end_leftover(pid_file: Path) -> None:
     deadline = time.monotonic() + 30
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.1)
+    for argument in command:
+        if argument.startswith(b"--exec-root="):
+            _remove_run_folder(Path(argument.decode().removeprefix("--exec-root=")).parent)
+
+
+def _remove_run_folder(run: Path) -> None:
+    """Take away the folder a private engine had its socket in, and mounts below it."""
+    if run.name.startswith(_RUN_PREFIX) and not run.is_symlink():
+        _unmount_below(run)
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def _unmount_below(folder: Path) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import threading
@@ -17,6 +18,12 @@ from pathlib import Path
 from typing import IO
 
 TAIL_LINES = 40
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def find_program(program: str) -> str | None:
+    """Where a program is; system folders count even when the PATH leaves them out."""
+    return shutil.which(program) or shutil.which(program, path=SYSTEM_PATH)
 
 
 @dataclass(frozen=True, kw_only=True)

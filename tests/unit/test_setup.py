@@ -10,7 +10,9 @@ import pytest
 from builders import setup
 from builders.setup import DOCKERD, MMDEBSTRAP, SKOPEO, SetupRefusedError, Tool
 from planyard.core.errors import ImageBuildError
+from planyard.edge import proc
 from planyard.edge.console import Console
+from planyard.edge.proc import find_program
 
 ABSENT = Tool(program="planyard-absent", purpose="tests", packages=("absent-a", "absent-b"))
 
@@ -26,20 +28,20 @@ def test_a_program_is_found_on_the_path_and_in_system_folders(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", tools(tmp_path, "planyard-tool"))
-    assert setup.find_program("planyard-tool") == str(tmp_path / "planyard-tool")
-    assert setup.find_program("sh") is not None
-    assert setup.find_program("planyard-absent") is None
+    assert find_program("planyard-tool") == str(tmp_path / "planyard-tool")
+    assert find_program("sh") is not None
+    assert find_program("planyard-absent") is None
 
 
 def test_an_engine_that_answers_needs_no_dockerd(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "_SYSTEM_PATH", "/nonexistent")
+    monkeypatch.setattr(proc, "SYSTEM_PATH", "/nonexistent")
     monkeypatch.setenv("PATH", "/nonexistent")
     assert setup.missing_tools(engine_answers=True) == (SKOPEO, MMDEBSTRAP)
     assert setup.missing_tools(engine_answers=False) == (DOCKERD, SKOPEO, MMDEBSTRAP)
 
 
 def test_what_is_there_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(setup, "_SYSTEM_PATH", "/nonexistent")
+    monkeypatch.setattr(proc, "SYSTEM_PATH", "/nonexistent")
     monkeypatch.setenv("PATH", tools(tmp_path, "skopeo", "dockerd"))
     assert setup.missing_tools(engine_answers=False) == (MMDEBSTRAP,)
 
