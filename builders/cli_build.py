@@ -60,10 +60,12 @@ def build(
     """
     from builders.closing import close_build
     from builders.pipeline import build as build_all
+    from builders.pipeline import check_selection
 
     console = Console(quiet=json)
     matrix = matrix.absolute()
     loaded = load(matrix)
+    check_selection(loaded, select or [])
     opened = open_workspace(matrix, store=store, console=console, may_install=not no_setup)
     with opened as workspace:
         if refresh_bases:
@@ -142,10 +144,12 @@ def _until(
     """The line up to one of its steps."""
     from builders.closing import show_report
     from builders.pipeline import build as build_all
+    from builders.pipeline import check_selection
     from planyard.core.report import exit_code
 
     console = Console(quiet=json)
     loaded = load(matrix)
+    check_selection(loaded, patterns or [])
     opened = open_workspace(matrix, store=store, console=console, may_install=not no_setup)
     with opened as workspace:
         report: BuildReport = build_all(

@@ -91,6 +91,11 @@ def build(
     return report_build(work, seconds=time.monotonic() - started)
 
 
+def check_selection(loaded: LoadedMatrix, patterns: Sequence[str]) -> None:
+    """Raise NothingSelectedError for patterns that match no cell, before anything is written."""
+    select(expand(loaded.matrix, load_compat()).cells, patterns)
+
+
 def start_build(loaded: LoadedMatrix, *, patterns: Sequence[str], workspace: Workspace) -> Build:
     """Expand and select; nothing outside is asked yet."""
     expansion = expand(loaded.matrix, load_compat())

@@ -197,6 +197,7 @@ def test_problems_become_annotations_on_github(run, tmp_path, monkeypatch):
 
 
 def test_no_colour_where_none_is_wanted(run, monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert "\033[" in run("cells", "--json").stderr
     monkeypatch.setenv("NO_COLOR", "1")
