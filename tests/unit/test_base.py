@@ -14,6 +14,7 @@ import pytest
 from builders.base import BaseCache, filter_root, packages_from_sums
 from planyard.core.errors import ImageBuildError, IntegrityError
 from planyard.core.matrix import DebianBase
+from planyard.edge import proc
 from planyard.edge.files import digest_of_file
 from tests import tars
 
@@ -125,6 +126,7 @@ def test_without_mmdebstrap_the_mend_is_named(
     cache: BaseCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nonexistent")
+    monkeypatch.setattr(proc, "SYSTEM_PATH", "/nonexistent")
     with pytest.raises(ImageBuildError) as caught:
         cache.bootstrap(SPEC, report=lambda _: None)
     assert caught.value.mend == "planyard setup"
