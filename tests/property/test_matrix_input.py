@@ -197,7 +197,8 @@ yaml_like = st.lists(st.sampled_from(PIECES), max_size=60).map(" ".join)
 def test_yaml_pieces_raise_nothing_but_input_errors(text):
     with contextlib.suppress(InputError):
         read_matrix(text.encode())
-    parse_tree(text.encode(), loader=yaml.SafeLoader)
+    tree = parse_tree(text.encode(), loader=yaml.SafeLoader)
+    assert tree.root is not None or tree.problems
 
 
 @settings(deadline=None, max_examples=300)
