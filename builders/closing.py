@@ -14,7 +14,7 @@ from planyard.edge.console import Console
 
 if TYPE_CHECKING:
     from builders.workspace import Workspace
-    from engines.store.local import LocalStore
+    from engines.store.local_store import LocalStore
     from planyard.core.findings import Finding
     from planyard.core.reader import LoadedMatrix
     from planyard.core.report import BuildReport
@@ -30,7 +30,11 @@ def close_build(
     json: bool,
     require_smoke: bool,
 ) -> int:
-    """Show what came of a build and leave a memo when it was complete; returns the exit code."""
+    """Show what came of a build and leave a memo when it was complete; returns the exit code.
+
+    There is none for a store elsewhere: whether it still has everything is asked every time.
+    """
+    from engines.store.local_store import LocalStore
     from planyard.core.report import exit_code
 
     show_report(
@@ -41,8 +45,16 @@ def close_build(
         require_smoke=require_smoke,
     )
     code = exit_code(report, require_smoke=require_smoke)
-    if code == 0:
-        _leave_memo(report, loaded=loaded, workspace=workspace, matrix=matrix, options=options)
+    store = workspace.store
+    if code == 0 and isinstance(store, LocalStore):
+        _leave_memo(
+            report,
+            loaded=loaded,
+            workspace=workspace,
+            store=store,
+            matrix=matrix,
+            options=options,
+        )
     return code
 
 
@@ -128,7 +140,7 @@ def _summary(
 
 
 def _paths_in_store(report: BuildReport, *, store: LocalStore) -> Iterator[str]:
-    """Where the store keeps what a build left: blobs, and the keys of the index."""
+    """Where the store keeps what a build left: objects, and the keys of the index."""
     from engines import index
 
     digests = [plan.digest for plan in report.plans]
@@ -137,7 +149,8 @@ def _paths_in_store(report: BuildReport, *, store: LocalStore) -> Iterator[str]:
         if image.digest:
             digests += [image.digest, *index.read_manifest(store, image.digest).digests]
             yield f"index/snapshots/{image.digest[7:]}"
-    yield from (f"blobs/sha256/{digest[7:]}" for digest in digests)
+    for digest in digests:
+        yield from store.objects_of_blob(digest)
     yield from (f"index/plans/{plan.recipe[7:]}" for plan in report.plans)
 
 
@@ -146,6 +159,7 @@ def _leave_memo(
     *,
     loaded: LoadedMatrix,
     workspace: Workspace,
+    store: LocalStore,
     matrix: Path,
     options: Sequence[str],
 ) -> None:
@@ -171,8 +185,8 @@ def _leave_memo(
         matrix=matrix,
         options=options,
         inputs=[*inputs, *memo.own_files()],
-        store=workspace.store.root,
-        stored=_paths_in_store(report, store=workspace.store),
+        store=store.root,
+        stored=_paths_in_store(report, store=store),
         summary=summary,
     )
     state = memo.state_of(matrix)

@@ -163,6 +163,7 @@ def _key(matrix: Path, options: Sequence[str]) -> str:
         str(matrix),
         hashlib.sha256(matrix.read_bytes()).hexdigest(),
         os.environ.get("SOURCE_DATE_EPOCH", ""),
+        os.environ.get("PLANYARD_STORE", ""),
         # A GPU that appears lets cells run that did not.
         str(Path("/dev/nvidiactl").exists()),
         *(each for each in options if each not in _OF_NO_CONSEQUENCE),

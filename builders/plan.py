@@ -255,7 +255,7 @@ def _store_plan(
         raise IntegrityError(f"{order.cell.id}: the compiler wrote no plan: {found.reason}")
     _check_header(order, found)
     digest = f"sha256:{event['sha256']}"
-    workspace.store.put_blob(digest, path, take=True)
+    workspace.store.put_blob(digest, path, take=True, family=order.recipe.model)
     record = PlanRecord(
         cell=order.cell.id,
         recipe=order.digest,

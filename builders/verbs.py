@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +15,8 @@ from planyard.core.errors import EXIT_BUG, CancelledError, InputError, PlanyardE
 from planyard.edge.console import Console, forget_stdout
 
 if TYPE_CHECKING:
-    from builders.workspace import Workspace
-    from engines.store.local import LocalStore
+    from builders.workspace import BuildStore, Workspace
+    from engines.store.store import ObjectStore
     from planyard.core.reader import LoadedMatrix
 
 Parameters = ParamSpec("Parameters")
@@ -34,7 +35,12 @@ SelectOption = Annotated[
 ]
 StoreOption = Annotated[
     str | None,
-    typer.Option("--store", metavar="URL", help="The store; .planyard/store beside the matrix."),
+    typer.Option(
+        "--store",
+        metavar="URL",
+        help="file:///folder, s3://bucket/prefix or oci://host/repository; by default "
+        "$PLANYARD_STORE, else .planyard/store beside the matrix.",
+    ),
 ]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="One JSON document on stdout, everything else on stderr.")
@@ -43,6 +49,7 @@ NoSetupOption = Annotated[
     bool, typer.Option("--no-setup", help="Refuse to install what is missing; say the command.")
 ]
 DEFAULT_MATRIX = Path("matrix.yaml")
+STORE_VARIABLE = "PLANYARD_STORE"
 
 
 def verb(function: Callable[Parameters, int | None]) -> Callable[Parameters, None]:
@@ -85,16 +92,27 @@ def show_error(console: Console, error: PlanyardError) -> None:
         console.say(console.paint("mend:  ", "1") + error.mend)
 
 
-def open_store(url: str | None, *, root: Path) -> LocalStore:
-    """The store at `url`, or the workspace's own."""
-    from engines.store.local import LocalStore
+def open_store(url: str | None, *, root: Path) -> ObjectStore:
+    """The store at `url`, at PLANYARD_STORE, or the workspace's own."""
+    from engines.store.opening import open_url
 
-    if url is None:
-        return LocalStore(root / ".planyard" / "store")
-    path = url.removeprefix("file://")
-    if "://" in path:
-        raise InputError([f"--store {url}: only file:// stores can be used yet"])
-    return LocalStore(Path(path).absolute())
+    return open_url(url or os.environ.get(STORE_VARIABLE) or str(own_store(root)))
+
+
+def open_build_store(url: str | None, *, root: Path) -> BuildStore:
+    """The store a build writes: one elsewhere has the workspace's own in front of it."""
+    from engines.store.local_store import LocalStore
+    from engines.store.mirrored import MirroredStore
+
+    found = open_store(url, root=root)
+    if isinstance(found, LocalStore):
+        return found
+    return MirroredStore(near=LocalStore(own_store(root)), far=found)
+
+
+def own_store(root: Path) -> Path:
+    """The directory of a workspace's own store."""
+    return root / ".planyard" / "store"
 
 
 def open_workspace(
@@ -106,7 +124,7 @@ def open_workspace(
     root = matrix.absolute().parent
     return Workspace(
         root=root,
-        store=open_store(store, root=root),
+        store=open_build_store(store, root=root),
         console=console,
         may_install=may_install,
         epoch_seconds=epoch_from_environment(),

@@ -15,11 +15,15 @@ from builders import setup
 from builders.base import BaseCache
 from builders.layers import DEFAULT_EPOCH_SECONDS
 from builders.wheels import WheelCache
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
+from engines.store.mirrored import MirroredStore
 from planyard.core.errors import InputError
 from planyard.edge import docker, dockerd, files
 from planyard.edge.clock import Stopwatch
 from planyard.edge.console import Console
+
+BuildStore = LocalStore | MirroredStore
+"""What a build writes: both can give an image to an engine."""
 
 
 @dataclass(kw_only=True)
@@ -27,7 +31,7 @@ class Workspace:
     """The outside of a build, passed to every step. Use it as a context manager."""
 
     root: Path
-    store: LocalStore
+    store: BuildStore
     console: Console
     may_install: bool = True
     epoch_seconds: int = DEFAULT_EPOCH_SECONDS

@@ -18,7 +18,7 @@ from builders.models import FetchedModel, fetch_model
 from builders.oci import store_image
 from builders.workspace import Workspace
 from engines import index
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.cells import Cell, expand
 from planyard.core.compat import load_compat
 from planyard.core.digest import digest_of_bytes

@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
+from engines.store.objects import pack_name
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 NO_ENGINE = "unix:///nonexistent/docker.sock"
@@ -174,8 +175,8 @@ class Site:
         """What an interrupted build should have removed: scratch, half files, mounts, engines."""
         scratch = self.state / "scratch"
         found = [str(path) for path in scratch.iterdir()] if scratch.exists() else []
-        blobs = self.state / "store" / "blobs" / "sha256"
-        found += [str(path) for path in blobs.glob(".*")] if blobs.exists() else []
+        store = self.state / "store"
+        found += [str(path) for path in store.rglob(".*") if path.name != ".lock"]
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         found += [line for line in mounts if f" {self.root}/" in line]
         return found + [f"dockerd {pid}" for pid in engines_of(self.root)]
@@ -221,16 +222,35 @@ def lay_out(root: Path, *, environment: Mapping[str, str]) -> Site:
 
 
 def share_store(source: Path, target: Path) -> None:
-    """A store with the same contents: index entries copied, blobs as hard links."""
+    """A store with the same contents: index entries copied, all else as hard links."""
     shutil.copytree(source / "index", target / "index")
     shutil.copyfile(source / "oci-layout", target / "oci-layout")
-    shutil.copytree(source / "blobs", target / "blobs", copy_function=os.link)
+    for area in ("blobs", "packs", "maps"):
+        shutil.copytree(source / area, target / area, copy_function=os.link)
 
 
 def damage(store: LocalStore, digest: str) -> None:
-    """Turn one bit in the middle of a blob; the file other stores share stays as it is."""
-    path = store.root / "blobs" / "sha256" / digest.removeprefix("sha256:")
+    """Turn one bit of a blob that no other blob uses; the file other stores share stays."""
+    name, at = _place_of_its_own(store, digest)
+    path = store.root / name
     data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[at if at is not None else len(data) // 2] ^= 1
     path.unlink()
     path.write_bytes(data)
+
+
+def _place_of_its_own(store: LocalStore, digest: str) -> tuple[str, int | None]:
+    """The object to damage, and where; None is its middle."""
+    parts = store.objects_of_blob(digest)
+    if len(parts) == 1:
+        return parts[0], None
+    (mapped,) = store.maps_of(digest)
+    others = {
+        chunk.digest
+        for each in store.objects.listing("maps/")
+        if each.name != mapped.name
+        for other in store.maps_of("sha256:" + each.name.split("/")[1])
+        for chunk in other
+    }
+    mine = next(chunk for chunk in mapped if chunk.digest not in others)
+    return pack_name(mapped.family, mapped.packs[mine.pack]), mine.offset

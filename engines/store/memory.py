@@ -1,87 +1,111 @@
-"""A store in memory: for tests and dry runs. It keeps every promise of the protocol."""
+"""Objects in memory: for tests and dry runs. They keep every promise of `objects.Objects`."""
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from engines.store import protocol
+from engines.store import objects
+from engines.store.objects import Listed, Pointer
+from engines.store.protocol import verified
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import StoreError
 from planyard.edge import files
 
 
-class MemoryStore:
-    """Blobs and entries in dictionaries; gone with the program."""
+class MemoryObjects:
+    """Objects and pointers in dictionaries; gone with the program."""
+
+    url = "memory:"
+    is_near = True
 
     def __init__(self) -> None:
-        self.blobs: dict[str, bytes] = {}
-        self.documents: dict[tuple[str, str], dict[str, bytes]] = {}
+        self.held: dict[str, bytes] = {}
+        self.modified: dict[str, float] = {}
+        self.pointed: dict[str, bytes] = {}
+        self._lock = threading.Lock()
 
-    @property
-    def url(self) -> str:
-        """`memory:`; no other program can reach it."""
-        return "memory:"
+    def size(self, name: str) -> int | None:
+        """The size of an object in bytes; None when it is not there."""
+        objects.digest_of_name(name)
+        data = self.held.get(name)
+        return None if data is None else len(data)
 
-    def has_blob(self, digest: str) -> bool:
-        """Whether the blob is there."""
-        return protocol.hex_of_digest(digest) in self.blobs
+    def read(self, name: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
+        """The bytes of a range in pieces; FileNotFoundError at once for what is not there."""
+        objects.digest_of_name(name)
+        data = self.held.get(name)
+        if data is None:
+            raise FileNotFoundError(name)
+        end = len(data) if length is None else min(len(data), start + length)
+        step = files.CHUNK_BYTES
+        return (data[at : min(at + step, end)] for at in range(start, end, step))
 
-    def put_blob(self, digest: str, source: Iterable[bytes] | Path, *, take: bool = False) -> None:
-        """Keep the bytes, verified; a taken file is removed."""
-        name = protocol.hex_of_digest(digest)
+    def write(
+        self, name: str, source: bytes | Iterable[bytes] | Path, *, proved: bool = False
+    ) -> None:
+        """Keep an object, verified."""
+        digest, given = objects.digest_of_name(name), pieces_of(source)
+        pieces = given if proved else verified(digest, given, where="what was given")
+        data = b"".join(pieces)
+        with self._lock:
+            self.held[name], self.modified[name] = data, time.time()
+
+    def adopt(self, name: str, path: Path) -> bool:  # noqa: ARG002
+        """Nothing is saved by moving a file into memory."""
+        return False
+
+    def listing(self, prefix: str) -> Iterator[Listed]:
+        """Objects whose names start with `prefix`, sorted."""
+        objects.checked_prefix(prefix)
+        with self._lock:
+            return iter(
+                [
+                    Listed(name=name, size_bytes=len(data), modified=self.modified.get(name))
+                    for name, data in sorted(self.held.items())
+                    if name.startswith(prefix)
+                ]
+            )
+
+    def remove(self, name: str) -> None:
+        """Remove an object; one that is not there is fine."""
+        objects.digest_of_name(name)
+        with self._lock:
+            self.held.pop(name, None)
+
+    def pointer(self, name: str) -> Pointer | None:
+        """A pointer as it is now."""
+        data = self.pointed.get(objects.checked_pointer_name(name))
+        return None if data is None else Pointer(data=data, token=digest_of_bytes(data))
+
+    def move_pointer(self, name: str, data: bytes, *, expected: str | None) -> bool:
+        """Compare and swap, under a lock."""
+        objects.checked_pointer_name(name)
+        objects.checked_pointer_data(data)
+        with self._lock:
+            now = self.pointer(name)
+            if (now.token if now else None) != expected:
+                return False
+            self.pointed[name] = data
+            return True
+
+    def pointers(self) -> Iterator[str]:
+        """The names of all pointers, sorted."""
+        return iter(sorted(self.pointed))
+
+
+def pieces_of(source: bytes | Iterable[bytes] | Path) -> Iterator[bytes]:
+    """What a caller wants written, in pieces; StoreError for a file that cannot be read."""
+    if isinstance(source, bytes):
+        yield source
+    elif isinstance(source, Path):
         try:
-            pieces = [source.read_bytes()] if isinstance(source, Path) else source
+            with source.open("rb") as file:
+                while piece := file.read(files.CHUNK_BYTES):
+                    yield piece
         except OSError as error:
             raise StoreError(f"{source} could not be read: {error.strerror}") from error
-        self.blobs[name] = b"".join(protocol.verified(digest, pieces, where="what was given"))
-        if take and isinstance(source, Path):
-            source.unlink(missing_ok=True)
-
-    def open_blob(self, digest: str) -> Iterator[bytes]:
-        """The bytes in pieces, the last one after all of them are verified."""
-        name = protocol.hex_of_digest(digest)
-        if name not in self.blobs:
-            raise protocol.missing(digest, where=self.url)
-        data = self.blobs[name]
-        step = files.CHUNK_BYTES
-        pieces = (data[start : start + step] for start in range(0, len(data), step))
-        return protocol.verified(digest, pieces, where=f"{self.url}{name}")
-
-    def read_blob(self, digest: str, *, limit_bytes: int) -> bytes:
-        """A small blob, verified."""
-        pieces = self.open_blob(digest)
-        size_bytes = len(self.blobs[protocol.hex_of_digest(digest)])
-        if size_bytes > limit_bytes:
-            raise protocol.too_large(digest, size_bytes=size_bytes, limit_bytes=limit_bytes)
-        return b"".join(pieces)
-
-    def fetch_blob(self, digest: str, path: Path) -> None:
-        """Write the verified bytes to `path`, whole or not at all."""
-        pieces = self.open_blob(digest)
-        try:
-            with files.atomic_write(path) as file:
-                file.writelines(pieces)
-        except OSError as error:
-            raise StoreError(f"{path} could not be written: {error.strerror}") from error
-
-    def put_entry(self, kind: str, key: str, document: bytes) -> str:
-        """Add an index entry and return its digest."""
-        place = (protocol.checked_kind(kind), protocol.hex_of_digest(key))
-        digest = digest_of_bytes(protocol.checked_document(document))
-        self.documents.setdefault(place, {})[digest] = document
-        return digest
-
-    def entries(self, kind: str, key: str) -> Iterator[bytes]:
-        """The documents of a key, verified, in the order of their digests."""
-        place = (protocol.checked_kind(kind), protocol.hex_of_digest(key))
-        found = self.documents.get(place, {})
-        return (
-            b"".join(protocol.verified(digest, [found[digest]], where=f"{self.url}{kind}/{digest}"))
-            for digest in sorted(found)
-        )
-
-    def keys(self, kind: str) -> Iterator[str]:
-        """The keys of a kind, sorted."""
-        protocol.checked_kind(kind)
-        return iter(sorted("sha256:" + key for kept, key in self.documents if kept == kind))
+    else:
+        yield from source

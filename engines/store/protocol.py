@@ -41,8 +41,18 @@ class Store(Protocol):
         """Whether the blob is there. Its bytes are not read; reading verifies them."""
         ...
 
-    def put_blob(self, digest: str, source: Iterable[bytes] | Path, *, take: bool = False) -> None:
+    def put_blob(
+        self,
+        digest: str,
+        source: Iterable[bytes] | Path,
+        *,
+        take: bool = False,
+        family: str | None = None,
+    ) -> None:
         """Keep the bytes of `source`, which must be those of `digest`.
+
+        Blobs of one `family` (a digest: of the model that plans are made of) probably share most of
+        their bytes; a store may keep those once.
 
         With `take`, a file given as a path belongs to the store afterwards: it is moved where that
         is possible, else copied and removed. Raises IntegrityError when the bytes are not the
@@ -141,6 +151,6 @@ def missing(digest: str, *, where: str) -> LookupMissError:
     return LookupMissError(f"{where} has no blob {digest}")
 
 
-def too_large(digest: str, *, size_bytes: int, limit_bytes: int) -> StoreError:
+def too_large(digest: str, *, limit_bytes: int) -> StoreError:
     """The error for a blob that is larger than its reader can take."""
-    return StoreError(f"{digest} has {size_bytes} bytes, more than the {limit_bytes} expected here")
+    return StoreError(f"{digest} has more than the {limit_bytes} bytes expected here")

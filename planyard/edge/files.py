@@ -16,22 +16,27 @@ CHUNK_BYTES = 1 << 20
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path, *, mode: int = 0o644) -> Iterator[BinaryIO]:
-    """Open a file that appears under `path` only when the block ends without an error."""
+def atomic_write(path: Path, *, mode: int = 0o644, sync: bool = True) -> Iterator[BinaryIO]:
+    """Open a file that appears under `path` only when the block ends without an error.
+
+    Without `sync` it may be lost in a power cut: for what can be verified and fetched again.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:40]}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         Path(name).chmod(mode)
         Path(name).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             Path(name).unlink()
         raise
-    sync_folder(path.parent)
+    if sync:
+        sync_folder(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> None:

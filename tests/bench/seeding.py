@@ -25,7 +25,7 @@ from builders.workspace import Workspace
 from engines import index
 from engines.recipe import recipe_inputs
 from engines.snapshot import BudgetFigures, DeviceReport, Snapshot, pins_as_text
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.cells import compile_groups, expand
 from planyard.core.compat import load_compat
 from planyard.core.digest import canonical_json, digest_of_bytes

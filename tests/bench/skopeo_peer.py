@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from builders.workspace import Workspace
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.digest import short
 from planyard.core.units import format_bytes
 from planyard.edge.console import Console

@@ -1,70 +1,41 @@
-"""What every store has to keep, run against every backend: add yours to `PLACES`."""
+"""What every store has to keep, over every backend of tests/object_places.py."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from engines.store.local import LocalStore
-from engines.store.memory import MemoryStore
+from engines.store import objects as names
 from engines.store.protocol import ENTRY_LIMIT_BYTES, Store
+from engines.store.store import ObjectStore
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError, LookupMissError, StoreError
 from planyard.edge.files import CHUNK_BYTES
+from tests.object_places import PLACES, ObjectPlace
 
 KEY = digest_of_bytes(b"a key")
 OTHER_KEY = digest_of_bytes(b"another key")
 BIG = bytes(range(256)) * (CHUNK_BYTES // 256) * 2 + b"a tail"
 
 
-@dataclass(frozen=True)
-class Place:
-    """A store, and how to damage a blob or an entry behind its back."""
-
-    store: Store
-    damage_blob: Callable[[str, bytes], object]
-    damage_entry: Callable[[str, str, str, bytes], object]
-
-
-def local_place(folder: Path) -> Place:
-    store = LocalStore(folder / "store")
-
-    def overwrite(path: Path, data: bytes) -> None:
-        path.chmod(0o644)
-        path.write_bytes(data)
-
-    return Place(
-        store,
-        lambda digest, data: overwrite(store.root / "blobs/sha256" / digest[7:], data),
-        lambda kind, key, entry, data: overwrite(
-            store.root / "index" / kind / key[7:] / f"{entry[7:]}.json", data
-        ),
-    )
-
-
-def memory_place(_: Path) -> Place:
-    store = MemoryStore()
-    return Place(
-        store,
-        lambda digest, data: store.blobs.update({digest[7:]: data}),
-        lambda kind, key, entry, data: store.documents[kind, key[7:]].update({entry: data}),
-    )
-
-
-PLACES = {"local": local_place, "memory": memory_place}
+FAMILY = digest_of_bytes(b"a model")
 
 
 @pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
-    return PLACES[request.param](tmp_path)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
+    with PLACES[request.param](tmp_path_factory.mktemp("place")) as found:
+        yield found
 
 
 @pytest.fixture
-def store(place: Place) -> Store:
-    return place.store
+def store(place: ObjectPlace) -> ObjectStore:
+    return ObjectStore(place.objects)
+
+
+def damage_blob(place: ObjectPlace, digest: str, data: bytes) -> None:
+    place.damage(names.blob_name(digest), data)
 
 
 def put(store: Store, data: bytes) -> str:
@@ -193,41 +164,41 @@ def test_opening_a_missing_blob_fails_before_the_first_piece(store: Store) -> No
 
 @pytest.mark.parametrize("read", READ_PATHS)
 @pytest.mark.parametrize("how", DAMAGES)
-def test_a_damaged_blob_is_never_served(place: Place, tmp_path: Path, how: str, read) -> None:
-    digest = put(place.store, BIG)
-    place.damage_blob(digest, DAMAGES[how](BIG))
+def test_a_damaged_blob_is_never_served(place: ObjectPlace, tmp_path: Path, how: str, read) -> None:
+    digest = put(ObjectStore(place.objects), BIG)
+    damage_blob(place, digest, DAMAGES[how](BIG))
     with pytest.raises(IntegrityError) as raised:
-        read(place.store, digest, tmp_path)
+        read(ObjectStore(place.objects), digest, tmp_path)
     assert raised.value.exit_code == 10
     assert not list(tmp_path.glob("out/*"))
 
 
-def test_a_damaged_blob_is_not_handed_out_whole_by_its_pieces(place: Place) -> None:
-    digest = put(place.store, BIG)
+def test_a_damaged_blob_is_not_handed_out_whole_by_its_pieces(place: ObjectPlace) -> None:
+    digest = put(ObjectStore(place.objects), BIG)
     damaged = bytes([BIG[0] ^ 1]) + BIG[1:]
-    place.damage_blob(digest, damaged)
+    damage_blob(place, digest, damaged)
     seen: list[bytes] = []
     with pytest.raises(IntegrityError):
-        seen.extend(place.store.open_blob(digest))
+        seen.extend(ObjectStore(place.objects).open_blob(digest))
     assert len(b"".join(seen)) < len(damaged)
 
 
-def test_a_damaged_blob_leaves_the_older_fetched_file(place: Place, tmp_path: Path) -> None:
-    digest = put(place.store, BIG)
-    place.damage_blob(digest, BIG[:-1])
+def test_a_damaged_blob_leaves_the_older_fetched_file(place: ObjectPlace, tmp_path: Path) -> None:
+    digest = put(ObjectStore(place.objects), BIG)
+    damage_blob(place, digest, BIG[:-1])
     target = tmp_path / "plan"
     target.write_bytes(b"the older one")
     with pytest.raises(IntegrityError):
-        place.store.fetch_blob(digest, target)
+        ObjectStore(place.objects).fetch_blob(digest, target)
     assert target.read_bytes() == b"the older one"
 
 
 @pytest.mark.parametrize("how", DAMAGES)
-def test_putting_the_right_bytes_mends_a_damaged_blob(place: Place, how: str) -> None:
-    digest = put(place.store, BIG)
-    place.damage_blob(digest, DAMAGES[how](BIG))
-    put(place.store, BIG)
-    assert place.store.read_blob(digest, limit_bytes=len(BIG)) == BIG
+def test_putting_the_right_bytes_mends_a_damaged_blob(place: ObjectPlace, how: str) -> None:
+    digest = put(ObjectStore(place.objects), BIG)
+    damage_blob(place, digest, DAMAGES[how](BIG))
+    put(ObjectStore(place.objects), BIG)
+    assert ObjectStore(place.objects).read_blob(digest, limit_bytes=len(BIG)) == BIG
 
 
 def test_a_blob_over_the_limit_is_refused(store: Store) -> None:
@@ -286,13 +257,13 @@ def test_an_empty_store_has_nothing(store: Store) -> None:
 
 
 @pytest.mark.parametrize("how", [how for how in DAMAGES if how != "truncated at a piece"])
-def test_a_damaged_entry_is_never_served(place: Place, how: str) -> None:
-    entry = place.store.put_entry("plans", KEY, b'{"a":1}')
-    place.damage_entry("plans", KEY, entry, DAMAGES[how](b'{"a":1}'))
+def test_a_damaged_entry_is_never_served(place: ObjectPlace, how: str) -> None:
+    entry = ObjectStore(place.objects).put_entry("plans", KEY, b'{"a":1}')
+    place.damage(names.entry_name("plans", KEY, entry), DAMAGES[how](b'{"a":1}'))
     with pytest.raises(IntegrityError):
-        list(place.store.entries("plans", KEY))
-    place.store.put_entry("plans", KEY, b'{"a":1}')
-    assert list(place.store.entries("plans", KEY)) == [b'{"a":1}']
+        list(ObjectStore(place.objects).entries("plans", KEY))
+    ObjectStore(place.objects).put_entry("plans", KEY, b'{"a":1}')
+    assert list(ObjectStore(place.objects).entries("plans", KEY)) == [b'{"a":1}']
 
 
 def test_an_entry_over_the_limit_is_refused(store: Store) -> None:

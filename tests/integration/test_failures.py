@@ -191,7 +191,8 @@ def test_a_corrupted_plan_is_never_written(built: Built, site: Site, room: Path)
     plan = next(each for each in built.report["plans"] if each["sm"] == 89)
     damage(site.store, plan["digest"])
     ran = site.planyard("lookup", digest, "--sm", "89", "--pull", str(room / "out")).expect(10)
-    assert f"is damaged: it should be {plan['digest']}" in ran.stderr
+    assert "is damaged at byte" in ran.stderr
+    assert "store fsck" in ran.stderr
     written = sorted(path.name for path in (room / "out").glob("*"))
     assert "snapshot.json" not in written
     profile = plan["profile"]

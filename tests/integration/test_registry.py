@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from engines.index import all_images, read_manifest
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.results import ImageRecord
 from planyard.edge import docker, proc
 from tests.conftest import Built

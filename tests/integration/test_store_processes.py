@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from engines.store.manifest import OCI_MANIFEST
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.edge import proc
@@ -26,7 +26,7 @@ KEY = digest_of_bytes(b"a key all write under")
 WRITER = """
 import sys
 from pathlib import Path
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.digest import digest_of_bytes
 
 root, writer, key = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -46,7 +46,7 @@ for number in range(12):
 SLOW_WRITER = """
 import sys, time
 from pathlib import Path
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 
 def pieces():
     yield b"x" * 1_500_000
@@ -61,7 +61,7 @@ LocalStore(Path(sys.argv[1])).put_blob(sys.argv[2], pieces())
 RESTLESS_WRITER = """
 import itertools, sys
 from pathlib import Path
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.digest import digest_of_bytes
 
 store = LocalStore(Path(sys.argv[1]))

@@ -22,7 +22,7 @@ from engines.snapshot import (
     to_json,
 )
 from engines.store import protocol
-from engines.store.local import LocalStore
+from engines.store.local_store import LocalStore
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError
 from planyard.core.findings import Finding

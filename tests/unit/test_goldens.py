@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from builders.goldens import KIND, GoldenTensor, find_golden, golden_key, has_golden, put_golden
-from engines.store.memory import MemoryStore
+from engines.store.objects import blob_name
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError
+from tests.object_places import MemoryStore
 
 IMAGE, MODEL = digest_of_bytes(b"image"), digest_of_bytes(b"model")
 KEY = golden_key(image=IMAGE, model=MODEL, shapes={"x": (1, 3)})
@@ -62,7 +63,7 @@ def test_another_image_model_or_shape_has_another_golden(store: MemoryStore, oth
 
 def test_a_golden_that_lost_a_blob_is_none(store: MemoryStore) -> None:
     put_golden(store, KEY, OUTPUTS)
-    del store.blobs[digest_of_bytes(OUTPUTS["count"].tobytes())[7:]]
+    store.objects.remove(blob_name(digest_of_bytes(OUTPUTS["count"].tobytes())))
     assert find_golden(store, KEY) is None
     assert not has_golden(store, KEY)
 
@@ -79,8 +80,8 @@ def test_a_golden_without_outputs_is_none(store: MemoryStore) -> None:
 
 def test_a_damaged_golden_is_refused(store: MemoryStore) -> None:
     put_golden(store, KEY, OUTPUTS)
-    name = digest_of_bytes(OUTPUTS["map"].tobytes())[7:]
-    store.blobs[name] = store.blobs[name][::-1]
+    name = blob_name(digest_of_bytes(OUTPUTS["map"].tobytes()))
+    store.objects.held[name] = store.objects.held[name][::-1]
     with pytest.raises(IntegrityError):
         find_golden(store, KEY)
 

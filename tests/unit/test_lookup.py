@@ -21,12 +21,12 @@ from engines.lookup import (
 )
 from engines.lookup_miss import nearest_keys
 from engines.snapshot import BudgetFigures, DeviceReport, Snapshot, from_json, to_json
-from engines.store.local import LocalStore
-from engines.store.memory import MemoryStore
+from engines.store.local_store import LocalStore
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes, digest_of_value
 from planyard.core.errors import InputError, IntegrityError, LookupMissError, StoreError
 from planyard.core.results import ImageRecord, Layer, PlanRecord, SmokeVerdict
+from tests.object_places import MemoryStore
 
 NOWHERE = digest_of_bytes(b"in no store")
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from builders.oci import MANIFEST_TYPE, StoredImage, store_image
-from engines.store.memory import MemoryStore
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import ImageBuildError
 from tests import tars
+from tests.object_places import MemoryStore
 
 LOWER = tars.tar([tars.folder("usr"), tars.file("usr/lib.so", b"l" * 3000, mtime=1)])
 UPPER = tars.tar([tars.file("app", b"a" * 500, mtime=2)])

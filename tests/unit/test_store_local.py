@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from engines.store.local import DAY_SECONDS, LocalStore
+from engines.store.local import DAY_SECONDS
+from engines.store.local_store import LocalStore
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError, LookupMissError, StoreError
 
@@ -91,7 +92,7 @@ def test_putting_a_blob_again_replaces_a_link_and_not_what_it_points_at(
 
 def test_a_link_in_place_of_an_entry_is_refused(store: LocalStore, tmp_path: Path) -> None:
     entry = store.put_entry("plans", KEY, b"{}")
-    path = store.root / "index/plans" / KEY[7:] / f"{entry[7:]}.json"
+    path = store.root / "index/plans" / KEY[7:] / f"{entry[7:]}"
     (tmp_path / "same").write_bytes(b"{}")
     path.unlink()
     path.symlink_to(tmp_path / "same")

@@ -1,0 +1,168 @@
+"""Reading the chunks of a blob in order, each verified before it is handed out.
+
+Wanted chunks that lie close together in a pack are one read; reads go ahead of their use. What was
+read is kept for a while, because a plan goes back and forth between its own pack and its family's.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from engines.store import objects as names
+from engines.store.chunk_map import ChunkMap, MappedChunk
+from engines.store.objects import Objects
+from engines.store.packs import chunk_digest
+from planyard.core.errors import IntegrityError
+
+GAP_BYTES = 64 << 10
+"""Unwanted bytes between two wanted chunks up to which one read takes both."""
+
+_READ_BYTES = 16 << 20
+_KEPT_BYTES = 64 << 20
+_FAR_READERS = 4
+_NEAR_READERS = 2
+
+
+@dataclass(frozen=True)
+class Run:
+    """Verified chunks that follow one another: their bytes, and digest and length of each."""
+
+    data: memoryview
+    chunks: Sequence[tuple[bytes, int]]
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """A stretch of a pack that is read at once."""
+
+    pack: int
+    start: int
+    length: int
+
+
+class PackLostError(IntegrityError):
+    """A pack that a map names is not there."""
+
+
+def read_runs(
+    objects: Objects, found: ChunkMap, *, wanted: Callable[[bytes], bool] | None = None
+) -> Iterator[Run]:
+    """The wanted chunks of a blob (all of them by default), in order, verified.
+
+    Raises IntegrityError for a chunk whose bytes are not its digest's, PackLostError for a pack
+    that is not there.
+    """
+    chunks = [each for each in found if wanted is None or wanted(each.digest)]
+    segments, visits = _plan_reads(chunks)
+    threads = _NEAR_READERS if objects.is_near else _FAR_READERS
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
+    try:
+        ahead = _ReadAhead(objects, found, segments, visits=visits, pool=pool, ahead=threads)
+        start = 0
+        while start < len(chunks):
+            end = start + 1
+            while end < len(chunks) and _follows(chunks[end - 1], chunks[end], visits, end):
+                end += 1
+            segment, data = ahead.take(start)
+            where = f"{objects.url}: {names.pack_name(found.family, found.packs[segment.pack])}"
+            yield _verified_run(chunks[start:end], segment, data, where=where)
+            start = end
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _plan_reads(chunks: Sequence[MappedChunk]) -> tuple[list[_Segment], list[int]]:
+    """The reads that cover `chunks`, and for each chunk the number of its read."""
+    order = sorted(range(len(chunks)), key=lambda each: chunks[each][1:3])
+    segments: list[_Segment] = []
+    visits = [0] * len(chunks)
+    for number in order:
+        _, pack, offset, length = chunks[number]
+        last = segments[-1] if segments else None
+        if last and last.pack == pack and offset <= last.start + last.length + GAP_BYTES:
+            reach = max(last.start + last.length, offset + length) - last.start
+            if reach <= _READ_BYTES:
+                segments[-1] = _Segment(pack, last.start, reach)
+                visits[number] = len(segments) - 1
+                continue
+        segments.append(_Segment(pack, offset, length))
+        visits[number] = len(segments) - 1
+    return segments, visits
+
+
+def _follows(before: MappedChunk, after: MappedChunk, visits: Sequence[int], at: int) -> bool:
+    contiguous = before.pack == after.pack and before.offset + before.length == after.offset
+    return contiguous and visits[at - 1] == visits[at]
+
+
+def _verified_run(
+    chunks: Sequence[MappedChunk], segment: _Segment, data: bytes, *, where: str
+) -> Run:
+    start = chunks[0].offset - segment.start
+    view, at = memoryview(data)[start:], 0
+    for digest, _, _, length in chunks:
+        piece = view[at : at + length]
+        if len(piece) != length or chunk_digest(piece) != digest:
+            raise IntegrityError(
+                f"{where} is damaged at byte {segment.start + start + at}",
+                mend="run `planyard store fsck --repair-from URL`, or build the plan again",
+            )
+        at += length
+    return Run(view[:at], [(chunk.digest, chunk.length) for chunk in chunks])
+
+
+class _ReadAhead:
+    """Reads segments before they are asked for, and keeps the last ones."""
+
+    def __init__(
+        self,
+        objects: Objects,
+        found: ChunkMap,
+        segments: Sequence[_Segment],
+        *,
+        visits: Sequence[int],
+        pool: ThreadPoolExecutor,
+        ahead: int,
+    ) -> None:
+        self._objects, self._found, self._segments = objects, found, segments
+        self._visits, self._pool, self._ahead = visits, pool, ahead
+        self._kept: OrderedDict[int, Future[bytes]] = OrderedDict()
+        self._kept_bytes = 0
+
+    def take(self, at: int) -> tuple[_Segment, bytes]:
+        """The segment of the chunk `at`, and its bytes."""
+        self._ask(self._visits[at])
+        wanted = at
+        for _ in range(self._ahead):
+            here = self._visits[wanted]
+            while wanted < len(self._visits) and self._visits[wanted] == here:
+                wanted += 1
+            if wanted == len(self._visits):
+                break
+            self._ask(self._visits[wanted])
+        number = self._visits[at]
+        self._kept.move_to_end(number)
+        data = self._kept[number].result()
+        while self._kept_bytes > _KEPT_BYTES and len(self._kept) > self._ahead + 1:
+            dropped, _ = self._kept.popitem(last=False)
+            self._kept_bytes -= self._segments[dropped].length
+        return self._segments[number], data
+
+    def _ask(self, number: int) -> None:
+        if number not in self._kept:
+            self._kept[number] = self._pool.submit(self._read, self._segments[number])
+            self._kept_bytes += self._segments[number].length
+
+    def _read(self, segment: _Segment) -> bytes:
+        name = names.pack_name(self._found.family, self._found.packs[segment.pack])
+        try:
+            pieces = self._objects.read(name, start=segment.start, length=segment.length)
+            return b"".join(pieces)
+        except FileNotFoundError as error:
+            raise PackLostError(
+                f"{self._objects.url} has no {name}, which {self._found.blob} needs",
+                mend="run `planyard store fsck --repair-from URL`, or build the plan again",
+            ) from error

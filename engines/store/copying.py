@@ -1,0 +1,59 @@
+"""Copying blobs between stores: only objects and chunks that the target lacks are moved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from engines.store import objects as names
+from engines.store.chunk_map import ChunkMap
+from engines.store.local import LocalObjects
+from engines.store.store import ObjectStore
+
+if TYPE_CHECKING:
+    from engines.store.chunk_reader import Run
+
+
+def copy_blob(digest: str, *, source: ObjectStore, target: ObjectStore) -> int:
+    """Bring a blob to `target`; returns how many bytes of it were moved, 0 when it was there.
+
+    A blob in chunks is verified chunk by chunk; what a killed copy moved is not moved again.
+    Raises LookupMissError when the source has no such blob, IntegrityError when it is damaged.
+    """
+    if target.has_blob(digest):
+        return 0
+    name = names.blob_name(digest)
+    size_bytes = source.objects.size(name)
+    if size_bytes is not None:
+        if isinstance(source.objects, LocalObjects):  # a file can be sent on where it stopped
+            target.objects.write(name, source.objects.root / name)
+        else:
+            target.objects.write(name, source.objects.read(name))
+        return size_bytes
+    found = source.map_to_read(digest)
+    return _copy_chunks(found, source=source, target=target)
+
+
+def _copy_chunks(found: ChunkMap, *, source: ObjectStore, target: ObjectStore) -> int:
+    from engines.store.chunk_reader import read_runs
+    from engines.store.chunk_writer import ChunkWriter
+
+    with ChunkWriter.opened(target.objects, family=found.family) as writer:
+        missing = {chunk.digest for chunk in found if not writer.has(chunk.digest)}
+        runs = read_runs(source.objects, found, wanted=missing.__contains__)
+        moved = _chunks(runs)
+        for chunk in found:
+            if chunk.digest in missing:
+                writer.add(*next(moved))
+            else:
+                writer.add_known(chunk.digest)
+        writer.finish(found.blob, size_bytes=found.size_bytes)
+        return writer.new_bytes
+
+
+def _chunks(runs: Iterator[Run]) -> Iterator[tuple[bytes, memoryview]]:
+    for run in runs:
+        at = 0
+        for digest, length in run.chunks:
+            yield digest, run.data[at : at + length]
+            at += length
