@@ -40,8 +40,13 @@ def _options(
 
 def main() -> None:
     """Parse the command line and run its verb."""
-    from builders import cli_build, cli_look, cli_tend
-
-    for module in (cli_build, cli_look, cli_tend):
-        module.add_to(app)
+    add_verbs()
     app()
+
+
+def add_verbs() -> None:
+    """Add every verb to the application."""
+    from builders import cli_build, cli_look, cli_sign, cli_tend
+
+    for module in (cli_build, cli_look, cli_sign, cli_tend):
+        module.add_to(app)

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 
+from engines.evidence import EvidenceSet, EvidenceVerdict
 from engines.lookup import lookup_json_schema
 from engines.snapshot import Snapshot, any_json
 from planyard.core.cells import Cell, Dropped
@@ -53,7 +54,9 @@ def all_schemas() -> dict[str, dict[str, Any]]:
         "build": BuildReport,
         "cells": CellsDocument,
         "log-check": LogDocument,
+        "sign": EvidenceSet,
         "snapshot": SnapshotsDocument,
+        "verify": EvidenceVerdict,
     }
     schemas = {
         name: msgspec.json.schema(kind, schema_hook=any_json) for name, kind in documents.items()

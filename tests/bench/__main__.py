@@ -40,6 +40,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only-full", action="store_true", help="leave the short figures out")
     parser.add_argument("--rounds", type=int, default=20, help="runs of each short command")
     parser.add_argument("--scratch", type=Path, help="a folder with room: --full needs 20 GB")
+    parser.add_argument("--plans", type=Path, help="a folder with the three UNet plans: the store")
+    parser.add_argument("--only-store", action="store_true", help="leave all other figures out")
     asked = parser.parse_args()
     asked.full = asked.full or asked.only_full
     return asked
@@ -47,12 +49,17 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(asked: argparse.Namespace, scratch: Path) -> list[Section]:
     sections = []
-    if not asked.only_full:
+    if not (asked.only_full or asked.only_store):
         sections.append(_small(scratch / "small", rounds=max(asked.rounds, 3)))
     if asked.full:
         from tests.bench import full
 
         sections.append(full.measure(scratch / "full"))
+    if asked.plans:
+        from tests.bench import store
+
+        plans = [asked.plans / name for name in store.PLANS]
+        sections.append(store.measure(scratch / "store", plans=plans, rounds=5))
     return sections
 
 

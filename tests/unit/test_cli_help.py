@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import cli_build, cli_look, cli_tend
+from builders.cli import add_verbs
 from builders.cli import app as planyard_app
 from planyard.edge import proc
 
@@ -22,19 +22,20 @@ NOWHERE = "sha256:" + "0" * 64
 
 WITH_JSON = {
     *("build", "cells", "doctor", "image build", "log-check", "lookup", "plan build", "plan show"),
-    *("smoke", "snapshot show"),
+    *("sign", "smoke", "snapshot show", "verify"),
 }
 WITHOUT_A_RESULT = {"lock", "schema", "setup"}
 """They change files or the machine, and print nothing but progress."""
 WITH_MATRIX = {"build", "cells", "image build", "lock", "plan build", "smoke"}
 WITH_SELECT = {"build", "cells", "image build", "plan build", "smoke"}
-WITH_STORE = {"build", "image build", "lookup", "plan build", "smoke", "snapshot show"}
+WITH_STORE = {
+    *("build", "image build", "lookup", "plan build", "sign", "smoke", "snapshot show", "verify"),
+}
 
 
 @pytest.fixture(scope="module")
 def app() -> typer.Typer:
-    for module in (cli_build, cli_look, cli_tend):
-        module.add_to(planyard_app)
+    add_verbs()
     return planyard_app
 
 
@@ -161,7 +162,7 @@ def test_documents_name_their_schema(run, args):
         (["cells", "--json", "--matrix", MATRIX, "--select", "nothing/*"], 3, "nothing/*"),
         (["lookup", "--json", NOWHERE], 9, "0000"),
         (["lookup", "--json", "not-a-digest"], 2, "not-a-digest"),
-        (["lookup", "--json", "--store", "s3://bucket", NOWHERE], 2, "s3://bucket"),
+        (["lookup", "--json", "--store", "http://bucket", NOWHERE], 2, "s3://bucket"),
         (["log-check", "--json", "no-such-file"], 2, "no-such-file"),
         (["plan", "show", "--json", "no-such-file"], 2, "no-such-file"),
         (["cells", "--nonsense"], 2, "--nonsense"),
