@@ -252,6 +252,20 @@ class Gates(_Part, frozen=True, kw_only=True):
     """Operator types that may run on the CPU in a GPU cell: shape arithmetic."""
 
 
+class Promotion(_Part, frozen=True, kw_only=True):
+    """What `planyard promote` asks of an image besides its gates.
+
+    Whose signature counts: a public key beside the matrix, or an identity and its issuer; when
+    neither is here, options or the environment of `promote` say it.
+    """
+
+    signed: bool = False
+    """Only with signed evidence that holds."""
+    key: RelativePath | None = None
+    identity: str | None = None
+    issuer: str | None = None
+
+
 class Matrix(_Part, frozen=True, kw_only=True):
     """The whole of `matrix.yaml`."""
 
@@ -266,3 +280,4 @@ class Matrix(_Part, frozen=True, kw_only=True):
     compile: Compile = msgspec.field(default_factory=Compile)
     smoke: SmokeLimits = msgspec.field(default_factory=SmokeLimits)
     gates: Gates = Gates()
+    promotion: Promotion = Promotion()

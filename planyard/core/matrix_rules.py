@@ -21,6 +21,7 @@ from planyard.core.matrix import (
     Image,
     Matrix,
     Model,
+    Promotion,
     ShapeRange,
     Source,
     TensorSpec,
@@ -55,6 +56,8 @@ def parts_of(matrix: Matrix) -> list[Part]:
     parts += [Part(("images", name), Image, image) for name, image in matrix.images.items()]
     parts += [Part(("gpus", name), Gpu, gpu) for name, gpu in matrix.gpus.items()]
     parts += [Part(("drop", index), Drop, drop) for index, drop in enumerate(matrix.drop)]
+    if matrix.promotion != Promotion():
+        parts.append(Part(("promotion",), Promotion, matrix.promotion))
     for name, model in matrix.models.items():
         parts.append(Part(("models", name), Model, model))
         parts.append(Part(("models", name, "source"), Source, model.source))
@@ -87,6 +90,20 @@ def _image(image: Image) -> Iterator[Broken]:
         yield Broken(("compiler",), f"{message}: remove this key, or use one of {plans}")
     if image.compiler_lock is not None and image.compiler is None:
         yield Broken(("compiler_lock",), "there is no compiler to lock: remove this key")
+
+
+def _promotion(promotion: Promotion) -> Iterator[Broken]:
+    """One signer is believed, a key or an identity, and only where signatures are asked for."""
+    named = [name for name in ("key", "identity", "issuer") if getattr(promotion, name)]
+    if named and not promotion.signed:
+        yield Broken(
+            (named[0],), "nothing has to be signed: write signed: true, or remove this key"
+        )
+    if promotion.key and len(named) > 1:
+        yield Broken((named[1],), "key is given already: keep the key, or identity with issuer")
+    elif bool(promotion.identity) != bool(promotion.issuer):
+        lacking = "issuer" if promotion.identity else "identity"
+        yield Broken((), f"an identity is only its issuer's word: add {lacking}:")
 
 
 def _gpu(gpu: Gpu) -> Iterator[Broken]:
@@ -217,6 +234,7 @@ _RULES: Mapping[type, Callable[..., Iterator[Broken]]] = {
     Model: _model,
     Gpu: _gpu,
     Drop: _drop,
+    Promotion: _promotion,
     ShapeRange: _shape_range,
 }
 RULED_TYPES: frozenset[type] = frozenset(_RULES)
