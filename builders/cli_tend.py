@@ -13,6 +13,9 @@ from builders.verbs import DEFAULT_MATRIX, JsonOption, MatrixOption, load, verb
 from planyard.core.errors import InputError
 from planyard.edge.console import Console
 
+EXTRA_TOOLS = ("cosign",)
+"""What `planyard setup --with` knows; a build does without."""
+
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the application."""
@@ -45,12 +48,30 @@ def doctor(json: JsonOption = False) -> int:
 
 
 @verb
-def setup() -> int:
+def setup(
+    extra: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--with",
+            metavar="TOOL",
+            help=f"Also bring {', '.join(EXTRA_TOOLS)}, built with Go into the cache. Repeatable.",
+        ),
+    ] = None,
+) -> int:
     """Install what a fresh Debian or Ubuntu machine lacks; each step is said first."""
     from builders import setup as machine
     from planyard.edge.docker import find_engine
 
+    wanted = set(extra or ())
+    if unknown := sorted(wanted - set(EXTRA_TOOLS)):
+        raise InputError([f"--with {name}: choose {', '.join(EXTRA_TOOLS)}" for name in unknown])
     console = Console()
+    if "cosign" in wanted:
+        from builders.cosign_setup import ensure_cosign
+
+        # First: it needs neither apt nor an engine, and may be all that this machine is for.
+        found = ensure_cosign(console=console)
+        console.good(f"cosign {'.'.join(map(str, found.version))} at {found.program}")
     missing = machine.missing_tools(engine_answers=find_engine() is not None)
     machine.install(missing, console=console, allowed=True)
     console.good("everything a build needs is here")

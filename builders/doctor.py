@@ -12,6 +12,8 @@ from builders import setup
 from planyard.core.errors import PlanyardError
 from planyard.core.units import format_bytes
 from planyard.edge import docker, docker_cli
+from planyard.edge.cosign import find_cosign
+from planyard.edge.cosign_flags import SETUP_COMMAND, CosignError
 from planyard.edge.gpu import local_gpus
 from planyard.edge.proc import find_program
 
@@ -35,6 +37,7 @@ def examine() -> tuple[Check, ...]:
         _engine(engine),
         _build_client(engine),
         *(_tool(tool) for tool in (setup.SKOPEO, setup.MMDEBSTRAP)),
+        _cosign(),
         _disk(),
         _gpu(engine),
     )
@@ -81,6 +84,17 @@ def _tool(tool: setup.Tool) -> Check:
         means=f"it {tool.purpose}",
         mend=setup.install_command([tool]),
     )
+
+
+def _cosign() -> Check:
+    """Optional: only signing and verifying need it, and they refuse to go on without."""
+    try:
+        cosign = find_cosign()
+    except CosignError as error:
+        found = f"none to be trusted ({error.message}); optional: {SETUP_COMMAND}"
+        return Check(name="cosign", ok=True, found=found, means="it signs and verifies evidence")
+    version = ".".join(map(str, cosign.version))
+    return Check(name="cosign", ok=True, found=f"{version} at {cosign.program}")
 
 
 def _disk() -> Check:

@@ -25,10 +25,11 @@ import pytest
 from builders import setup
 from planyard.edge import docker, dockerd, gpu
 from planyard.edge.proc import find_program
+from tests.cosign_fixture import cosign_keys, cosign_program, make_key_pair  # noqa: F401
 from tests.registry import serve_registry
 from tests.workspaces import Ran, Site, lay_out, share_store
 
-NEEDS = ("docker", "network", "s3", "gpu")
+NEEDS = ("docker", "network", "s3", "cosign", "gpu")
 BUILD_SECONDS = 1800
 
 

@@ -76,7 +76,9 @@ def outline_of_statement(statement: bytes) -> Outline:
         raise IntegrityError(f"statement: _type is {_shown(document['_type'])}")
     predicate_type = document["predicateType"]
     if not isinstance(predicate_type, str) or not _TYPE_URI.fullmatch(predicate_type):
-        raise IntegrityError(f"statement: predicateType is {_shown(predicate_type)}, not https://… or urn:…")
+        raise IntegrityError(
+            f"statement: predicateType is {_shown(predicate_type)}, not https://… or urn:…"
+        )
     subjects = document["subject"]
     if not isinstance(subjects, list) or not subjects:
         raise IntegrityError("statement: it has no subject")

@@ -12,12 +12,14 @@ import signal
 import subprocess
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 TAIL_LINES = 40
+GRACE_SECONDS = 5.0
+"""Between asking a process to end and killing it."""
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
@@ -56,13 +58,24 @@ def run(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     on_line: Callable[[str], None] | None = None,
+    output_limit_bytes: int | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> Completed:
     """Run `args` to its end and return what it said; raise `ProcessError` unless it exits 0.
 
-    `on_line` sees each line as it comes. `env` replaces the whole environment when given.
+    `on_line` sees each line as it comes. `env` replaces the whole environment when given. A process
+    that says more than `output_limit_bytes` is ended as one that runs out of time is: asked first,
+    killed `grace_seconds` later.
     """
     completed = run_unchecked(
-        args, timeout_seconds=timeout_seconds, cwd=cwd, env=env, stdin=stdin, on_line=on_line
+        args,
+        timeout_seconds=timeout_seconds,
+        cwd=cwd,
+        env=env,
+        stdin=stdin,
+        on_line=on_line,
+        output_limit_bytes=output_limit_bytes,
+        grace_seconds=grace_seconds,
     )
     if completed.exit_code != 0:
         message = f"{Path(args[0]).name} exited with {completed.exit_code}"
@@ -78,6 +91,8 @@ def run_unchecked(
     env: Mapping[str, str] | None = None,
     stdin: bytes | None = None,
     on_line: Callable[[str], None] | None = None,
+    output_limit_bytes: int | None = None,
+    grace_seconds: float = GRACE_SECONDS,
 ) -> Completed:
     """Like `run`, but any exit code is an answer."""
     process = start(args, cwd=cwd, env=env, stdin=subprocess.PIPE if stdin else subprocess.DEVNULL)
@@ -85,7 +100,7 @@ def run_unchecked(
 
     def expire() -> None:
         timed_out.set()
-        end_group(process)
+        end_group(process, grace_seconds=grace_seconds)
 
     timer = threading.Timer(timeout_seconds, expire)
     timer.daemon = True
@@ -95,21 +110,40 @@ def run_unchecked(
         if stdin and process.stdin:
             # Beside the reading below: a process that answers as it reads would wait for ever.
             threading.Thread(target=_feed, args=(process.stdin, stdin), daemon=True).start()
-        for raw in process.stdout or ():
+        for raw in _lines(process, output_limit_bytes):
             line = raw.decode(errors="replace")
             lines.append(line)
             if on_line:
                 on_line(line.rstrip("\r\n"))
         exit_code = process.wait()
     except BaseException:
-        end_group(process)
+        end_group(process, grace_seconds=grace_seconds)
         raise
     finally:
         timer.cancel()
+        if process.stdout:
+            process.stdout.close()
     if timed_out.is_set():
         message = f"{Path(args[0]).name} did not end within {timeout_seconds:g} s"
         raise ProcessError(message, tail=deque("".join(lines).splitlines(), TAIL_LINES))
     return Completed(args=tuple(args), exit_code=exit_code, output="".join(lines))
+
+
+def _lines(process: subprocess.Popen[bytes], limit_bytes: int | None) -> Iterator[bytes]:
+    """What a process says, line by line; raises when it is more than `limit_bytes` in all."""
+    pipe = process.stdout
+    if pipe is None:
+        return
+    if limit_bytes is None:
+        yield from pipe
+        return
+    left = limit_bytes
+    # A line is read no further than the limit: it may never end.
+    while line := pipe.readline(left + 1):
+        left -= len(line)
+        if left < 0:
+            raise ProcessError(f"more than {limit_bytes} bytes of output: the program was ended")
+        yield line
 
 
 def _feed(pipe: IO[bytes], data: bytes) -> None:
@@ -145,7 +179,7 @@ def start(
             sink.close()
 
 
-def end_group(process: subprocess.Popen[bytes], *, grace_seconds: float = 5.0) -> None:
+def end_group(process: subprocess.Popen[bytes], *, grace_seconds: float = GRACE_SECONDS) -> None:
     """End a process and its children: ask first, insist after the grace."""
     for sign in (signal.SIGTERM, signal.SIGKILL):
         with contextlib.suppress(ProcessLookupError, PermissionError):

@@ -107,6 +107,42 @@ def test_a_time_limit_ends_the_process_and_its_children() -> None:
     assert gone(int(lines[0]))
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "while True: print('x' * 99, flush=True)",
+        "import os\nwhile True: os.write(1, b'x' * 65536)",
+    ],
+    ids=["lines", "one line without an end"],
+)
+def test_a_process_that_says_too_much_is_ended(code: str) -> None:
+    """Without the limit both would fill the memory."""
+    told = f"import os; print(os.getpid(), flush=True)\n{code}"
+    lines: list[str] = []
+    with pytest.raises(proc.ProcessError, match="more than 100000 bytes"):
+        proc.run(
+            python(told), timeout_seconds=FOREVER, on_line=lines.append, output_limit_bytes=100_000
+        )
+    assert sum(len(line) + 1 for line in lines) <= 100_000
+    assert gone(int(lines[0]))
+
+
+def test_as_much_as_the_limit_may_be_said() -> None:
+    args = python("print('x' * 99)")
+    done = proc.run(args, timeout_seconds=FOREVER, output_limit_bytes=100)
+    assert len(done.output) == 100
+    with pytest.raises(proc.ProcessError, match="more than 99 bytes"):
+        proc.run(args, timeout_seconds=FOREVER, output_limit_bytes=99)
+
+
+def test_the_grace_before_a_process_is_killed_is_given() -> None:
+    stubborn = ["/bin/sh", "-c", "trap '' TERM; echo $$; while :; do sleep 600; done"]
+    begun = time.monotonic()
+    with pytest.raises(proc.ProcessError, match="did not end within"):
+        proc.run(stubborn, timeout_seconds=0.3, grace_seconds=0.1)
+    assert time.monotonic() - begun < proc.GRACE_SECONDS
+
+
 def test_an_interrupt_ends_the_process() -> None:
     """Ctrl-C while the log is read: the child does not outlive us."""
     lines: list[str] = []
