@@ -53,12 +53,15 @@ def build(
     refresh_bases: Annotated[
         bool, typer.Option("--refresh-bases", help="Resolve Debian packages anew.")
     ] = False,
+    sign: Annotated[
+        bool, typer.Option("--sign", help="Sign the evidence of every image, as `sign` does.")
+    ] = False,
 ) -> int:
     """The whole line: images, plans, smoke runs, snapshots. Nothing changed, nothing done.
 
-    Examples: planyard build --select 'ort-cpu/*', or planyard build --json > build.json
+    Examples: planyard build --select 'ort-cpu/*', or planyard build --store s3://bucket/plans
     """
-    from builders.closing import close_build
+    from builders.closing import close_build, sign_images
     from builders.pipeline import build as build_all
     from builders.pipeline import check_selection
 
@@ -71,7 +74,7 @@ def build(
         if refresh_bases:
             workspace.bases.forget()
         report = build_all(loaded, patterns=select or [], workspace=workspace)
-        return close_build(
+        code = close_build(
             report,
             loaded=loaded,
             workspace=workspace,
@@ -80,6 +83,9 @@ def build(
             json=json,
             require_smoke=require_smoke,
         )
+        if sign and code == 0:
+            sign_images(report, workspace=workspace)
+        return code
 
 
 @verb

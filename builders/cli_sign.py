@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from engines.evidence import EvidenceVerdict
     from engines.store.protocol import Store
 
-DAY_SECONDS = 86_400
-
 SignKeyOption = Annotated[
     str | None,
     typer.Option(
@@ -73,32 +71,21 @@ def sign(
     """
     import msgspec
 
-    from builders import signing
-    from engines import evidence_seen as seen
-    from engines.evidence import sign_image
-    from planyard.edge.clock import utc_now
+    from builders.witness import sign_stored_image
 
     console = Console(quiet=json, result=True)
-    environment = dict(os.environ)
-    chosen = signing.signing_key(key, environment=environment)
-    trust = signing.trust_of_signer(
-        chosen, public_key=verify_key, identity=identity, issuer=issuer, environment=environment
-    )
     opened, image = _open(store, digest)
-    name = signing.name_of(trust, environment=environment) if trust else ""
-    memory, place = seen.seen_file(Path.cwd()), _place(opened, image, signer=name)
-    made = sign_image(
+    made, verified = sign_stored_image(
         opened,
         image,
-        signer=signing.signer_of(chosen, environment=environment),
-        verifier=signing.verifier_of(trust, environment=environment) if trust else None,
-        now=utc_now(),
-        expires_seconds=expires_days * DAY_SECONDS,
-        trusted_version=seen.seen_version(memory, **place) if trust else 0,
+        root=Path.cwd(),
+        key=key,
+        verify_key=verify_key,
+        identity=identity,
+        issuer=issuer,
+        expires_days=expires_days,
     )
-    if trust:
-        seen.record_version(memory, made.version, **place)
-    if not trust:
+    if not verified:
         console.warn("not verified after signing: no public key was given (--verify-key)")
     if json:
         console.document(msgspec.json.encode(made).decode())
@@ -129,27 +116,14 @@ def verify(
     """
     import msgspec
 
-    from builders import signing
-    from engines import evidence_seen as seen
-    from engines.evidence import verify_image
+    from builders.signing import trust_from
+    from builders.witness import verify_stored_image
     from planyard.core.findings import failures
-    from planyard.edge.clock import utc_now
 
     console = Console(quiet=json, result=True)
-    environment = dict(os.environ)
-    trust = signing.trust_from(key=key, identity=identity, issuer=issuer, environment=environment)
+    trust = trust_from(key=key, identity=identity, issuer=issuer, environment=dict(os.environ))
     opened, image = _open(store, digest)
-    name = signing.name_of(trust, environment=environment)
-    memory, place = seen.seen_file(Path.cwd()), _place(opened, image, signer=name)
-    found = verify_image(
-        opened,
-        image,
-        verifier=signing.verifier_of(trust, environment=environment),
-        now=utc_now(),
-        trusted_version=seen.seen_version(memory, **place),
-        gpu=gpu,
-    )
-    seen.record_version(memory, found.version, **place)
+    found = verify_stored_image(opened, image, root=Path.cwd(), trust=trust, gpu=gpu)
     if json:
         console.document(msgspec.json.encode(found).decode())
     else:
@@ -163,11 +137,6 @@ def _open(url: str | None, digest: str) -> tuple[Store, str]:
 
     store = open_store(url, root=Path.cwd())
     return store, lookup(store, digest).image
-
-
-def _place(store: Store, image: str, *, signer: str) -> dict[str, str]:
-    """Under what the version that was seen is remembered."""
-    return {"store": store.url, "image": image, "signer": signer}
 
 
 def _show(found: EvidenceVerdict, console: Console) -> None:

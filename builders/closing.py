@@ -58,6 +58,19 @@ def close_build(
     return code
 
 
+def sign_images(report: BuildReport, *, workspace: Workspace) -> None:
+    """Sign what each image of a build proved; raises IntegrityError where that cannot be done."""
+    from builders.witness import sign_stored_image
+
+    for image in dict.fromkeys(each.image for each in report.snapshots):
+        with workspace.console.step(f"sign the evidence of {image[:19]}"):
+            made, verified = sign_stored_image(workspace.store, image, root=workspace.root)
+        until = f"version {made.version}, until {made.expires}"
+        workspace.console.detail(f"  {len(made.statements)} statements, {until}")
+        if not verified:
+            workspace.console.warn("signed, but not verified: no public key was given")
+
+
 def show_report(
     report: BuildReport,
     *,

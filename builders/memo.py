@@ -21,6 +21,7 @@ from planyard.edge.console import Console, forget_stdout
 SCHEMA = 1
 DEFAULT_MATRIX = "matrix.yaml"
 _OF_NO_CONSEQUENCE = ("--json", "--no-setup")
+_MORE_TO_DO = frozenset(("--refresh-bases", "--sign"))
 _PACKAGES = ("planyard", "builders", "engines", "smoke")
 
 
@@ -30,7 +31,7 @@ def answer_from_memo(arguments: Sequence[str]) -> bool:
     Arguments are compared as they stand, not parsed: other words for the same build miss.
     """
     matrix = named_matrix(arguments)
-    if matrix is None or not matrix.is_file() or "--refresh-bases" in arguments:
+    if matrix is None or not matrix.is_file() or not _MORE_TO_DO.isdisjoint(arguments):
         return False
     state = state_of(matrix)
     memo = read_memo(state, matrix=matrix, options=arguments)
