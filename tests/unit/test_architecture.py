@@ -39,11 +39,12 @@ ONLY_IN = {
     "huggingface_hub": ("builders/model_sources.py",),
     "requests": ("planyard/edge/docker.py",),
     "rich": ("planyard/edge/console.py",),
-    "socket": (),
+    "socket": ("planyard/edge/network.py",),
     # dockerd.py holds a process that proc.py started, and names its type: see the test below.
     # install_wheels.py runs in a builder stage, where nothing of ours is.
     "subprocess": ("planyard/edge/proc.py", "planyard/edge/dockerd.py", "images/install_wheels.py"),
     "urllib.request": ("planyard/edge/fetch.py",),
+    "urllib3": ("planyard/edge/network.py", "planyard/edge/registry_http.py"),
 }
 """Modules of the outside, and the only files that may import them."""
 
