@@ -177,8 +177,9 @@ def test_a_plan_that_lost_a_pack_is_not_there(store: ObjectStore, tmp_path: Path
     store.objects.remove(packs_of(store)[0])
     assert not store.has_blob(digest)
     assert store.objects_of_blob(digest) == ()
-    with pytest.raises(IntegrityError):
-        read_by_fetch(store, digest, tmp_path)
+    if store.objects.is_near:  # a registry still has the bytes until it collects them
+        with pytest.raises(IntegrityError):
+            read_by_fetch(store, digest, tmp_path)
     put(store, plan())
     assert read_by_fetch(store, digest, tmp_path) == plan()
 
@@ -226,7 +227,7 @@ def test_a_damaged_map_is_never_used(place: ObjectPlace, tmp_path: Path, how) ->
     digest = put(store, plan())
     (listed,) = store.objects.listing(names.MAPS)
     place.damage(listed.name, DAMAGES[how](b"".join(store.objects.read(listed.name))))
-    with pytest.raises(IntegrityError):
+    with pytest.raises(place.refusals):
         read_by_fetch(ObjectStore(place.again()), digest, tmp_path)
 
 
@@ -274,7 +275,7 @@ def test_a_map_larger_than_any_is_refused_unread(place: ObjectPlace) -> None:
     digest = put(store, plan())
     (listed,) = store.objects.listing(names.MAPS)
     place.damage(listed.name, bytes(MAP_LIMIT_BYTES + 1))
-    with pytest.raises(IntegrityError, match="too large"):
+    with pytest.raises(place.refusals, match="too large" if store.objects.is_near else None):
         ObjectStore(place.again()).has_blob(digest)
 
 

@@ -167,9 +167,9 @@ def test_opening_a_missing_blob_fails_before_the_first_piece(store: Store) -> No
 def test_a_damaged_blob_is_never_served(place: ObjectPlace, tmp_path: Path, how: str, read) -> None:
     digest = put(ObjectStore(place.objects), BIG)
     damage_blob(place, digest, DAMAGES[how](BIG))
-    with pytest.raises(IntegrityError) as raised:
+    with pytest.raises(place.refusals) as raised:
         read(ObjectStore(place.objects), digest, tmp_path)
-    assert raised.value.exit_code == 10
+    assert place.hides_damage or raised.value.exit_code == 10
     assert not list(tmp_path.glob("out/*"))
 
 
@@ -178,7 +178,7 @@ def test_a_damaged_blob_is_not_handed_out_whole_by_its_pieces(place: ObjectPlace
     damaged = bytes([BIG[0] ^ 1]) + BIG[1:]
     damage_blob(place, digest, damaged)
     seen: list[bytes] = []
-    with pytest.raises(IntegrityError):
+    with pytest.raises(place.refusals):
         seen.extend(ObjectStore(place.objects).open_blob(digest))
     assert len(b"".join(seen)) < len(damaged)
 
@@ -188,13 +188,15 @@ def test_a_damaged_blob_leaves_the_older_fetched_file(place: ObjectPlace, tmp_pa
     damage_blob(place, digest, BIG[:-1])
     target = tmp_path / "plan"
     target.write_bytes(b"the older one")
-    with pytest.raises(IntegrityError):
+    with pytest.raises(place.refusals):
         ObjectStore(place.objects).fetch_blob(digest, target)
     assert target.read_bytes() == b"the older one"
 
 
 @pytest.mark.parametrize("how", DAMAGES)
 def test_putting_the_right_bytes_mends_a_damaged_blob(place: ObjectPlace, how: str) -> None:
+    if not place.mends_by_rewriting:
+        pytest.skip("this place keeps what it has under a digest")
     digest = put(ObjectStore(place.objects), BIG)
     damage_blob(place, digest, DAMAGES[how](BIG))
     put(ObjectStore(place.objects), BIG)
@@ -260,8 +262,14 @@ def test_an_empty_store_has_nothing(store: Store) -> None:
 def test_a_damaged_entry_is_never_served(place: ObjectPlace, how: str) -> None:
     entry = ObjectStore(place.objects).put_entry("plans", KEY, b'{"a":1}')
     place.damage(names.entry_name("plans", KEY, entry), DAMAGES[how](b'{"a":1}'))
-    with pytest.raises(IntegrityError):
-        list(ObjectStore(place.objects).entries("plans", KEY))
+    try:
+        found = list(ObjectStore(place.objects).entries("plans", KEY))
+    except place.refusals:
+        found = []
+    # Where a listing says how long an object was written, garbage behind its end is not read.
+    assert found == ([b'{"a":1}'] if how == "grown" and found else [])
+    if not place.mends_by_rewriting:
+        return
     ObjectStore(place.objects).put_entry("plans", KEY, b'{"a":1}')
     assert list(ObjectStore(place.objects).entries("plans", KEY)) == [b'{"a":1}']
 
