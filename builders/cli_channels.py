@@ -13,7 +13,14 @@ import typer
 
 from builders.channel_text import show_channels, show_history, show_move
 from builders.cli_sign import IdentityOption, IssuerOption
-from builders.verbs import JsonOption, StoreOption, open_store, verb
+from builders.verbs import (
+    DEFAULT_MATRIX,
+    JsonOption,
+    MatrixOption,
+    StoreOption,
+    open_store,
+    verb,
+)
 from planyard.core.errors import EXIT_FINDINGS, InputError
 from planyard.edge.console import Console
 
@@ -26,10 +33,31 @@ if TYPE_CHECKING:
 ChannelArgument = Annotated[
     str, typer.Argument(metavar="CHANNEL", help="Its name, like stable or canary.")
 ]
+ImageArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="IMAGE_DIGEST", help="sha256:…, 12 or more of its hex digits, or another channel."
+    ),
+]
+GpusOption = Annotated[
+    list[str] | None,
+    typer.Option("--gpu", help="Judge only this GPU of the matrix. Repeatable."),
+]
+WaiveOption = Annotated[
+    list[str] | None,
+    typer.Option("--waive", metavar="GATE", help="Let this gate object in vain. Repeatable."),
+]
+ReasonsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--because", help="Why; recorded. One for all of --waive, or one for each in order."
+    ),
+]
 SignedOption = Annotated[
     bool,
     typer.Option(
-        "--require-signed", help="Only with signed evidence that verifies; --key implies it."
+        "--require-signed",
+        help="Only with signed evidence that verifies, whatever the matrix says; --key implies it.",
     ),
 ]
 VerifyKeyOption = Annotated[
@@ -52,31 +80,15 @@ def add_to(app: typer.Typer) -> None:
 @verb
 def promote(
     channel: ChannelArgument,
-    image: Annotated[
-        str,
-        typer.Argument(
-            metavar="IMAGE_DIGEST",
-            help="sha256:…, 12 or more of its hex digits, or another channel.",
-        ),
-    ],
-    gpu: Annotated[
-        list[str] | None,
-        typer.Option("--gpu", help="Judge only this GPU of the matrix. Repeatable."),
-    ] = None,
-    waive: Annotated[
-        list[str] | None,
-        typer.Option("--waive", metavar="GATE", help="Let this gate object in vain. Repeatable."),
-    ] = None,
-    because: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--because", help="Why; recorded. One for all of --waive, or one for each in order."
-        ),
-    ] = None,
+    image: ImageArgument,
+    gpu: GpusOption = None,
+    waive: WaiveOption = None,
+    because: ReasonsOption = None,
     require_signed: SignedOption = False,
     key: VerifyKeyOption = None,
     identity: IdentityOption = None,
     issuer: IssuerOption = None,
+    matrix: MatrixOption = DEFAULT_MATRIX,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -92,9 +104,11 @@ def promote(
     from engines import channels as moves
     from engines.channels_seen import seen_file, seen_state
 
-    console, root = Console(quiet=json, result=True), Path.cwd()
+    console, root = Console(quiet=json, result=True), matrix.absolute().parent
     waivers = waivers_of(waive or [], because or [])
     opened = open_store(store, root=root)
+    signers = {"key": key, "identity": identity, "issuer": issuer}
+    evidence = _evidence(opened, matrix, signers=signers, required=require_signed, gpus=gpu)
     move = moves.promote(
         opened,
         channel,
@@ -102,9 +116,7 @@ def promote(
         mover=_mover("; ".join(dict.fromkeys(because or []))),
         waivers=waivers,
         gpus=gpu or (),
-        evidence=_evidence(
-            opened, root, wanted=require_signed, key=key, identity=identity, issuer=issuer, gpus=gpu
-        ),
+        evidence=evidence,
         seen=seen_state(seen_file(root), store=opened.url, channel=channel),
     )
     if move.now:
@@ -124,6 +136,7 @@ def rollback(
     key: VerifyKeyOption = None,
     identity: IdentityOption = None,
     issuer: IssuerOption = None,
+    matrix: MatrixOption = DEFAULT_MATRIX,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -139,16 +152,16 @@ def rollback(
     from engines import channels as moves
     from engines.channels_seen import seen_file, seen_state
 
-    console, root = Console(quiet=json, result=True), Path.cwd()
+    console, root = Console(quiet=json, result=True), matrix.absolute().parent
     opened = open_store(store, root=root)
+    signers = {"key": key, "identity": identity, "issuer": issuer}
+    evidence = _evidence(opened, matrix, signers=signers, required=require_signed)
     move = moves.rollback(
         opened,
         channel,
         mover=_mover(because),
         to=to,
-        evidence=_evidence(
-            opened, root, wanted=require_signed, key=key, identity=identity, issuer=issuer
-        ),
+        evidence=evidence,
         seen=seen_state(seen_file(root), store=opened.url, channel=channel),
     )
     if move.now:
@@ -164,6 +177,7 @@ def channels(
     limit: Annotated[
         int, typer.Option("--limit", min=1, max=4096, help="States of a history to show.")
     ] = 50,
+    matrix: MatrixOption = DEFAULT_MATRIX,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> int:
@@ -178,7 +192,7 @@ def channels(
     from builders.image_names import trusted_head
     from engines import channel_history
 
-    console, root = Console(quiet=json, result=True), Path.cwd()
+    console, root = Console(quiet=json, result=True), matrix.absolute().parent
     opened = open_store(store, root=root)
     document: channel_history.Channels | channel_history.ChannelHistory
     if channel is None:
@@ -235,22 +249,26 @@ def _mover(because: str) -> Mover:
 
 def _evidence(
     store: ObjectStore,
-    root: Path,
+    matrix: Path,
     *,
-    wanted: bool,
-    key: str | None,
-    identity: str | None,
-    issuer: str | None,
+    signers: Mapping[str, str | None],
+    required: bool,
     gpus: Sequence[str] | None = None,
 ) -> Evidence | None:
     """What verifies the signed evidence of an image; None where none is asked for."""
-    if not (wanted or key or identity or issuer):
-        return None
-    from builders.signed_state import evidence_verifier
-    from builders.signing import trust_from
+    from builders.signed_state import evidence_verifier, promotion_of, trust_wanted
+    from builders.signing import Trust
 
-    environment = dict(os.environ)
-    trust = trust_from(key=key, identity=identity, issuer=issuer, environment=environment)
+    environment, root = dict(os.environ), matrix.absolute().parent
+    trust = trust_wanted(
+        promotion_of(matrix, optional=matrix == DEFAULT_MATRIX),
+        Trust(**signers),
+        required=required,
+        root=root,
+        environment=environment,
+    )
+    if trust is None:
+        return None
     return evidence_verifier(store, trust, root=root, environment=environment, gpus=gpus or ())
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from engines.channel_history import ChannelHistory, Channels
+from engines.channels import Move
 from engines.evidence import EvidenceSet, EvidenceVerdict
 from engines.lookup import lookup_json_schema
 from engines.snapshot import Snapshot, any_json
@@ -53,7 +55,10 @@ def all_schemas() -> dict[str, dict[str, Any]]:
     documents = {
         "build": BuildReport,
         "cells": CellsDocument,
+        "channel-history": ChannelHistory,
+        "channels": Channels,
         "log-check": LogDocument,
+        "promote": Move,
         "sign": EvidenceSet,
         "snapshot": SnapshotsDocument,
         "verify": EvidenceVerdict,

@@ -1,20 +1,74 @@
-"""Signed evidence as a question about an image, for what may only move when it is signed."""
+"""Whether a move of a channel asks for signed evidence, whose, and how that is verified.
+
+It does when the matrix says `promotion.signed`, or an option does. Where the matrix names the
+signer, nobody else can be named; without a matrix, only options say it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from builders.signing import Trust, name_of, verifier_of
+from builders.signing import Trust, name_of, trust_from, verifier_of
 from engines import evidence_seen as seen
 from engines.channel_images import Evidence
-from engines.evidence import verify_image
 from engines.promotion import EvidenceState
 from engines.store.store import ObjectStore
-from planyard.core.errors import IntegrityError
+from planyard.core.errors import InputError, IntegrityError
 from planyard.core.findings import Finding
+from planyard.core.matrix import Promotion
 from planyard.edge.clock import utc_now
 from planyard.edge.cosign_flags import CosignError
+
+_READ_BYTES = (1 << 20) + 1  # one more than the reader takes, so that it can say so
+
+
+def promotion_of(matrix: Path, *, optional: bool) -> Promotion:
+    """What a matrix asks of a promotion; where it is `optional` and not there, nothing.
+
+    Nothing but the file is read: to move a channel, its locks and models need not be here.
+    """
+    try:
+        with matrix.open("rb") as file:
+            data = file.read(_READ_BYTES)
+    except FileNotFoundError as error:
+        if optional:
+            return Promotion()
+        raise InputError([f"{matrix}: cannot be read: {error.strerror}"]) from error
+    except OSError as error:
+        raise InputError([f"{matrix}: cannot be read: {error.strerror}"]) from error
+    from planyard.core.reader import load_matrix
+
+    return load_matrix(data, name=matrix.name).matrix.promotion
+
+
+def trust_wanted(
+    promotion: Promotion,
+    option: Trust,
+    *,
+    required: bool,
+    root: Path,
+    environment: Mapping[str, str],
+) -> Trust | None:
+    """Whose signature has to be there; None when none is asked for. `root` is the matrix's folder.
+
+    Raises InputError when it is asked for and nobody is named, or the matrix names another.
+    """
+    named = bool(promotion.key or promotion.identity)
+    given = option != Trust()
+    if named and given:
+        raise InputError(
+            ["the matrix says whose signature counts (promotion): an option cannot say another"],
+            mend="leave out --key, --identity and --issuer, or change the matrix",
+        )
+    if not (promotion.signed or required or given):
+        return None
+    if named:
+        key = str(root / promotion.key) if promotion.key else None
+        return Trust(key=key, identity=promotion.identity, issuer=promotion.issuer)
+    return trust_from(
+        key=option.key, identity=option.identity, issuer=option.issuer, environment=environment
+    )
 
 
 def evidence_verifier(
@@ -30,6 +84,8 @@ def evidence_verifier(
     What is not genuine becomes a finding; that cosign could not do its work is raised, because
     then nothing is known. The highest version seen is remembered below `root`, as `verify` does.
     """
+    from engines.evidence import verify_image
+
     judged: list[str | None] = [*sorted(set(gpus))] or [None]
     verifier = verifier_of(trust, environment=environment)
     name, memory = name_of(trust, environment=environment), seen.seen_file(root)

@@ -17,7 +17,11 @@ import msgspec
 from engines.index import SNAPSHOTS, snapshots_of_image
 from engines.lookup_miss import FieldDifference, NearRecipe, explain_miss, nearest_recipes
 from engines.snapshot import Snapshot, any_json
+from engines.store.counted import Traffic
+from engines.store.fetching import fetch_blob, is_far, remove_partials
+from engines.store.local import _open_regular as open_regular
 from engines.store.protocol import Store
+from engines.store.seeds import Seeds
 from planyard.core.digest import canonical_json, short
 from planyard.core.errors import InputError, IntegrityError, StoreError
 from planyard.core.results import PlanRecord
@@ -35,10 +39,13 @@ __all__ = [
     "nearest_recipes",
     "plan_file_names",
     "pull",
+    "resolve_image",
 ]
 
 LOOKUP_SCHEMA = 1
 SNAPSHOT_FILE = "snapshot.json"
+_BEFORE = ".snapshot.json.before"
+_SUMMARY_LIMIT_BYTES = 64 << 20
 
 _ASKED = re.compile(r"(?:sha256:)?([0-9a-f]{12,64})")
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -83,7 +90,7 @@ def lookup(store: Store, image_digest: str, *, sm: int | None = None) -> LookupR
     With `sm`, plans for other SMs are in `not_fitting`. Raises InputError for text that is no
     digest or a prefix of several, LookupMissError with the nearest digests for an unknown one.
     """
-    digest = _resolve(store, image_digest)
+    digest = resolve_image(store, image_digest)
     snapshots = snapshots_of_image(store, digest)
     if not snapshots:
         raise explain_miss(store, digest.removeprefix("sha256:"))
@@ -100,28 +107,67 @@ def lookup(store: Store, image_digest: str, *, sm: int | None = None) -> LookupR
     )
 
 
-def pull(store: Store, result: LookupResult, folder: Path) -> tuple[Path, ...]:
+def pull(
+    store: Store,
+    result: LookupResult,
+    folder: Path,
+    *,
+    seeds: Sequence[Path] = (),
+    traffic: Traffic | None = None,
+) -> tuple[Path, ...]:
     """Write the plans of `result` and `snapshot.json`, the result itself, into `folder`.
 
     Every plan is verified, also one that was here before, and only what differs is written.
     `snapshot.json` is there only while everything it names is: it goes first and comes last.
+
+    From a store elsewhere only chunks are fetched that no file of an earlier pull has, into
+    `folder` or into one of `seeds`; `traffic` counts what was reused.
     """
-    wanted: dict[Path, str] = {}
+    wanted: dict[Path, PlanFound] = {}
     for name, plan in zip(plan_file_names(result.plans), result.plans, strict=True):
-        if wanted.setdefault(folder / name, plan.digest) != plan.digest:
+        if wanted.setdefault(folder / name, plan).digest != plan.digest:
             raise IntegrityError(f"{result.image} has two plans for one file: {name}")
     summary, document = folder / SNAPSHOT_FILE, lookup_to_json(result)
     try:
-        differing = [path for path, digest in wanted.items() if not _is(path, digest)]
+        differing = [path for path, plan in wanted.items() if not _is(path, plan.digest)]
         current = not summary.is_symlink() and summary.is_file() and summary.read_bytes()
         if differing or current != document:
-            summary.unlink(missing_ok=True)
-            for path in differing:
-                store.fetch_blob(wanted[path], path)
+            with Seeds(store, traffic=traffic) as held:
+                if is_far(store):
+                    for path in wanted.keys() - set(differing):
+                        held.add(path, wanted[path].digest, group=wanted[path].model)
+                    _add_seeds(held, folders=(folder, *seeds))
+                _put_aside(summary, keep=is_far(store))
+                for path in differing:
+                    plan = wanted[path]
+                    fetch_blob(store, plan.digest, path, seeds=held, group=plan.model)
             files.write_bytes(summary, document)
+            remove_partials(folder)
+            (folder / _BEFORE).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{folder} could not be written: {error.strerror}") from error
     return (*wanted, summary)
+
+
+def _put_aside(summary: Path, *, keep: bool) -> None:
+    """Take `snapshot.json` away; kept, it names the seeds of the pull after one that is cut."""
+    if not keep:
+        summary.unlink(missing_ok=True)
+    elif summary.is_symlink() or summary.exists():
+        summary.replace(summary.with_name(_BEFORE))
+
+
+def _add_seeds(seeds: Seeds, *, folders: Sequence[Path]) -> None:
+    """The plans that earlier pulls wrote into `folders`; what cannot be read is no seed."""
+    for path in [folder / name for folder in folders for name in (SNAPSHOT_FILE, _BEFORE)]:
+        try:
+            with open_regular(path) as file:
+                document = file.read(_SUMMARY_LIMIT_BYTES) or b""
+            plans = msgspec.json.decode(document, type=LookupResult).plans
+        except (OSError, IntegrityError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+        for name, plan in zip(plan_file_names(plans), plans, strict=True):
+            seeds.add(path.parent / name, plan.digest, group=plan.model)
 
 
 def plan_file_names(plans: Sequence[PlanFound]) -> tuple[str, ...]:
@@ -150,8 +196,8 @@ def lookup_json_schema() -> dict[str, object]:
     return msgspec.json.schema(LookupResult, schema_hook=any_json)
 
 
-def _resolve(store: Store, asked: str) -> str:
-    """The whole digest that `asked` is, or is the start of."""
+def resolve_image(store: Store, asked: str) -> str:
+    """The whole digest that `asked` is, or is the start of; errors as of `lookup`."""
     match = _ASKED.fullmatch(asked)
     if not match:
         wanted = "write sha256: and 12 to 64 lower-case hex digits"

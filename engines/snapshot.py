@@ -95,6 +95,11 @@ class _SchemaNumber(msgspec.Struct):
     schema: int
 
 
+# Made once: msgspec 0.22 can crash when several threads are the first to decode a type.
+_NUMBER = msgspec.json.Decoder(_SchemaNumber)
+_SNAPSHOT = msgspec.json.Decoder(Snapshot)
+
+
 def to_json(snapshot: Snapshot) -> bytes:
     """The snapshot's one encoding. Raises InputError for values that could not be read again."""
     try:
@@ -110,13 +115,13 @@ def to_json(snapshot: Snapshot) -> bytes:
 def from_json(document: bytes) -> Snapshot:
     """Read a snapshot. Raises InputError that says what is wrong and where."""
     try:
-        schema = msgspec.json.decode(document, type=_SchemaNumber).schema
+        schema = _NUMBER.decode(document).schema
         if schema != SNAPSHOT_SCHEMA:
             raise InputError(
                 [f"the snapshot has schema {schema}; this planyard reads {SNAPSHOT_SCHEMA}"],
                 mend="read it with the planyard version that wrote it, or a newer one",
             )
-        return msgspec.json.decode(document, type=Snapshot)
+        return _SNAPSHOT.decode(document)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError([f"not a snapshot: {error}"]) from error
 

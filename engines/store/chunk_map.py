@@ -51,6 +51,9 @@ class _Document(msgspec.Struct, frozen=True, kw_only=True):
     cut: str = ""
 
 
+_DOCUMENT = msgspec.json.Decoder(_Document)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ChunkMap:
     """A map that has been checked: lengths add up to the blob's, places lie within packs."""
@@ -95,7 +98,7 @@ def map_from_bytes(data: bytes, *, blob: str, name: str, where: str) -> ChunkMap
         raise IntegrityError(f"{where} is not a chunk map")
     end = _HEAD.size + _HEAD.unpack_from(data)[1]
     try:
-        document = msgspec.json.decode(data[_HEAD.size : end], type=_Document)
+        document = _DOCUMENT.decode(data[_HEAD.size : end])
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise IntegrityError(f"{where} cannot be read: {error}") from error
     records = data[end:]

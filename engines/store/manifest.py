@@ -40,9 +40,12 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
         return (self.config.digest, *(layer.digest for layer in self.layers))
 
 
+_MANIFEST = msgspec.json.Decoder(Manifest)
+
+
 def manifest_from_bytes(data: bytes, *, digest: str) -> Manifest:
     """Read a manifest; raises InputError, naming `digest`, when it is none (an index, say)."""
     try:
-        return msgspec.json.decode(data, type=Manifest)
+        return _MANIFEST.decode(data)
     except (msgspec.DecodeError, RecursionError) as error:
         raise InputError([f"{digest} is not the manifest of one image: {error}"]) from error

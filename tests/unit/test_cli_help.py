@@ -22,14 +22,18 @@ NOWHERE = "sha256:" + "0" * 64
 
 WITH_JSON = {
     *("build", "cells", "doctor", "image build", "log-check", "lookup", "plan build", "plan show"),
-    *("sign", "smoke", "snapshot show", "verify"),
+    *("channels", "promote", "rollback", "sign", "smoke", "snapshot show", "verify"),
 }
 WITHOUT_A_RESULT = {"lock", "schema", "setup"}
 """They change files or the machine, and print nothing but progress."""
-WITH_MATRIX = {"build", "cells", "image build", "lock", "plan build", "smoke"}
+WITH_MATRIX = {
+    *("build", "cells", "channels", "image build", "lock", "plan build", "promote", "rollback"),
+    "smoke",
+}
 WITH_SELECT = {"build", "cells", "image build", "plan build", "smoke"}
 WITH_STORE = {
     *("build", "image build", "lookup", "plan build", "sign", "smoke", "snapshot show", "verify"),
+    *("channels", "promote", "rollback"),
 }
 
 
