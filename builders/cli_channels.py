@@ -109,6 +109,8 @@ def promote(
     opened = open_store(store, root=root)
     signers = {"key": key, "identity": identity, "issuer": issuer}
     evidence = _evidence(opened, matrix, signers=signers, required=require_signed, gpus=gpu)
+    if evidence is None and not matrix.exists():
+        console.warn(f"no {matrix} here: nothing says whether the evidence has to be signed")
     move = moves.promote(
         opened,
         channel,

@@ -39,6 +39,13 @@ def backwards(store: ObjectStore, **options: Any) -> Move:
 
 def small_image(store: ObjectStore, name: str, *, plan: bytes) -> tuple[ImageRecord, str]:
     """An image of one layer with one large plan in chunks; the digest of the plan too."""
+    digest = digest_of_bytes(plan)
+    store.put_blob(digest, [plan], family=digest_of_bytes(b"model"))
+    return image_with_plan(store, name, digest), digest
+
+
+def image_with_plan(store: ObjectStore, name: str, digest: str) -> ImageRecord:
+    """An image of one layer, with a plan that is stored, in a snapshot that passed."""
     config, layer = put(store, f"config {name}".encode()), put(store, f"layer {name}".encode())
     kinds = {"config": "application/vnd.oci.image.config.v1+json", "layer": f"{OCI_LAYER}+gzip"}
     document = {
@@ -56,15 +63,13 @@ def small_image(store: ObjectStore, name: str, *, plan: bytes) -> tuple[ImageRec
         layers=(),
     )
     index.put_image(store, image)
-    digest = digest_of_bytes(plan)
-    store.put_blob(digest, [plan], family=digest_of_bytes(b"model"))
     record = a_plan(store)
     record = type(record)(
         **{each: getattr(record, each) for each in record.__struct_fields__} | {"digest": digest}
     )
     smoke = (a_verdict(record.cell, "passed", exit="passed"),)
     index.put_snapshot(store, a_snapshot(image, plans=(record,), smoke=smoke))
-    return image, digest
+    return image
 
 
 class Watched:

@@ -33,6 +33,7 @@ class Measured:
 
     series: dict[str, Series] = field(default_factory=dict)
     stored_bytes: dict[str, int] = field(default_factory=dict)
+    rollback_ms: list[float] = field(default_factory=list)
 
     def add(self, name: str, run: Run) -> None:
         """A run of a step."""
@@ -101,6 +102,8 @@ def _disk_round(
             args = _stored(tool, folder, plan, number=number)
             measured.add(f"{tool} put {number}", _run(args, env=env))
     measured.stored_bytes = {tool: _size(folder / tool) for tool in ("store", *tools)}
+    said = _run([*_STEPS, "rollback", str(folder / "store"), *digests[:2]], env=env).output
+    measured.rollback_ms.append(float(said.split()[0]))
     for state in ("warm", "cold"):
         for tool, args in _restores(folder, plans[0], digests[0], tools=tools).items():
             if state == "cold":

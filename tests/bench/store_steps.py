@@ -1,11 +1,14 @@
 """One step of the store benchmark as a process of its own: `python -m tests.bench.store_steps`.
 
-put URL FAMILY FILE · get URL DIGEST FILE · copy URL URL DIGEST · s3-up FILE BUCKET KEY · s3-down …
+put URL FAMILY FILE DIGEST · get URL DIGEST FILE · copy URL URL DIGEST · s3-up FILE BUCKET KEY ·
+s3-down FILE BUCKET KEY · s3-make BUCKET · digest FILE · rollback FOLDER DIGEST DIGEST
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -60,6 +63,29 @@ def _digest(file: str) -> None:
     print(digest_of_file(Path(file)))
 
 
+def _rollback(folder: str, first: str, second: str) -> None:
+    """Prints the median of seven rollbacks in milliseconds, without the start of Python."""
+    from engines.channels import Mover, promote, rollback
+    from engines.store.local_store import LocalStore
+    from tests.channel_sites import image_with_plan
+
+    store = LocalStore(Path(folder))
+    images = [
+        image_with_plan(store, f"image{at}", each).digest for at, each in enumerate((first, second))
+    ]
+    mover = Mover(by="bench", now="2026-11-21T18:00:00Z")
+    seconds = []
+    for _ in range(7):
+        for image in images:
+            promote(store, "bench", image, mover=mover)
+        started = time.perf_counter()
+        moved = rollback(LocalStore(Path(folder)), "bench", mover=mover)
+        seconds.append(time.perf_counter() - started)
+        if moved.now is None or moved.now.image != images[0]:
+            raise SystemExit("the rollback did not go back")
+    print(f"{statistics.median(seconds) * 1e3:.1f}")
+
+
 _STEPS: dict[str, Callable[..., None]] = {
     "put": _put,
     "get": _get,
@@ -68,6 +94,7 @@ _STEPS: dict[str, Callable[..., None]] = {
     "s3-down": _s3_down,
     "s3-make": _s3_make,
     "digest": _digest,
+    "rollback": _rollback,
 }
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ def figures_of(measured: Measured) -> list[Figure]:
         *_puts(measured),
         *_restores(measured),
         *_s3(measured),
+        _rollback(measured),
         _memory(measured),
     ]
 
@@ -83,6 +85,16 @@ def _s3(measured: Measured) -> Iterator[Figure]:
         yield _against(
             measured, what=what, own=f"planyard {step}", peers=names, factor=factor, beside=beside
         )
+
+
+def _rollback(measured: Measured) -> Figure:
+    median = statistics.median(measured.rollback_ms)
+    return Figure(
+        what="a rollback between images of these plans",
+        measured=f"{median:.0f} ms in a running program",
+        target="at most 100 ms",
+        reached=median <= 100,
+    )
 
 
 def _memory(measured: Measured) -> Figure:
