@@ -1,15 +1,14 @@
-"""The verbs that look: cells, plan show, log-check, lookup, snapshot show. None needs Docker."""
+"""The verbs that look: cells, plan show, lookup, snapshot show. None needs Docker."""
 
 from __future__ import annotations
 
 import json as json_library
-import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from builders import cli_log
 from builders.cli_build import plan_app
 from builders.verbs import (
     DEFAULT_MATRIX,
@@ -21,7 +20,7 @@ from builders.verbs import (
     open_store,
     verb,
 )
-from planyard.core.errors import EXIT_FINDINGS, InputError, IntegrityError
+from planyard.core.errors import InputError, IntegrityError
 from planyard.core.units import format_bytes
 from planyard.edge.console import Console
 
@@ -30,11 +29,38 @@ DigestArgument = Annotated[
     str, typer.Argument(metavar="IMAGE_DIGEST", help="sha256:…, or 12 or more of its hex digits.")
 ]
 
+SeedOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--seed",
+        metavar="DIR",
+        help="Another folder of an earlier --pull: what its plans have is not fetched again. "
+        "Repeatable.",
+    ),
+]
+CacheOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache",
+        metavar="DIR",
+        help="Keep what is fetched from a store elsewhere here; by default "
+        "$PLANYARD_STORE_CACHE, else nowhere.",
+    ),
+]
+CacheLimitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--cache-limit",
+        metavar="SIZE",
+        help="How much of it, like '20 GB'; by default $PLANYARD_STORE_CACHE_LIMIT.",
+    ),
+]
+
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the application."""
     app.command("cells")(cells)
-    app.command("log-check")(log_check)
+    cli_log.add_to(app)
     app.command("lookup")(lookup)
     plan_app.command("show")(plan_show)
     snapshot_app.command("show")(snapshot_show)
@@ -146,78 +172,33 @@ def _describe_plan(found: Any) -> str:
 
 
 @verb
-def log_check(
-    files: Annotated[
-        list[Path] | None, typer.Argument(help="Log files; standard input when none is given.")
-    ] = None,
-    json: JsonOption = False,
-) -> int:
-    """Find the lines in a log that say a GPU workload fell back to something slower.
-
-    Examples: planyard log-check server.log, or docker logs app 2>&1 | planyard log-check --json
-    """
-    import msgspec
-
-    from builders.schemas import LogDocument, LogFinding
-    from smoke.gates.logs import LogScanner
-    from smoke.rules import load_rules
-
-    console = Console(quiet=json)
-    rules = load_rules()
-    found: list[LogFinding] = []
-    for name, stream in _streams(files or []):
-        scanner = LogScanner(rules)
-        with stream:
-            hits = [hit for piece in _pieces(stream) for hit in scanner.feed(piece)]
-        for hit in [*hits, *scanner.close()]:
-            found.append(LogFinding(file=name, **msgspec.structs.asdict(hit)))
-            if not json:
-                console.document(f"{name}:{hit.line}: {hit.severity}: {hit.text} [{hit.rule}]")
-                console.detail(f"    {hit.why}")
-    if json:
-        console.document(msgspec.json.encode(LogDocument(findings=tuple(found))).decode())
-    elif not found:
-        console.detail("no words of loss; a clean log alone proves nothing")
-    return EXIT_FINDINGS if any(each.severity == "fail" for each in found) else 0
-
-
-def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    while piece := stream.read(1 << 20):
-        yield piece
-
-
-def _streams(files: list[Path]) -> Any:
-    if not files:
-        yield "stdin", sys.stdin.buffer
-    for file in files:
-        try:
-            yield str(file), file.open("rb")
-        except OSError as error:
-            raise InputError([f"{file}: cannot be read: {error.strerror}"]) from error
-
-
-@verb
 def lookup(
     digest: DigestArgument,
     sm: Annotated[int | None, typer.Option("--sm", help="Only plans for this SM, like 89.")] = None,
     pull: Annotated[
         Path | None, typer.Option("--pull", metavar="DIR", help="Write the verified files here.")
     ] = None,
+    seed: SeedOption = None,
+    cache: CacheOption = None,
+    cache_limit: CacheLimitOption = None,
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> int:
-    """The plans and snapshots of an image, by its digest.
+    """The plans and snapshots of an image, by its digest. The store is only read.
 
     Examples: planyard lookup sha256:0123456789ab --sm 89 --pull plans/
     """
     from engines.lookup import lookup as look
     from engines.lookup import lookup_to_json
     from engines.lookup import pull as pull_plans
+    from engines.store.counted import Traffic
+    from engines.store.opening import cache_place, open_reader
 
-    console = Console(quiet=json, result=True)
-    opened = open_store(store, root=Path.cwd())
+    console, traffic = Console(quiet=json, result=True), Traffic()
+    place = cache_place(cache, cache_limit)
+    opened = open_reader(open_store(store, root=Path.cwd()), cache=place, traffic=traffic)
     result = look(opened, digest, sm=sm)
-    written = pull_plans(opened, result, pull) if pull else ()
+    written = pull_plans(opened, result, pull, seeds=seed or (), traffic=traffic) if pull else ()
     if json:
         console.document(lookup_to_json(result).decode())
         return 0
@@ -235,6 +216,9 @@ def lookup(
         console.detail(f"left out: {left.cell}: {left.why}")
     for path in written:
         console.good(f"wrote {path}")
+    if not opened.objects.is_near:
+        fetched, reused = map(format_bytes, (traffic.fetched_bytes, traffic.reused_bytes))
+        console.detail(f"fetched {fetched} from {opened.url}; {reused} were here already")
     return 0
 
 

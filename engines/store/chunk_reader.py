@@ -20,8 +20,8 @@ from planyard.core.errors import IntegrityError
 GAP_BYTES = 64 << 10
 """Unwanted bytes between two wanted chunks up to which one read takes both."""
 
-_READ_BYTES = 16 << 20
-_KEPT_BYTES = 64 << 20
+_READ_BYTES = 8 << 20
+_KEPT_BYTES = 32 << 20
 _FAR_READERS = 4
 _NEAR_READERS = 2
 
@@ -55,7 +55,13 @@ def read_runs(
     Raises IntegrityError for a chunk whose bytes are not its digest's, PackLostError for a pack
     that is not there.
     """
-    chunks = [each for each in found if wanted is None or wanted(each.digest)]
+    return read_chunks(
+        objects, found, [each for each in found if wanted is None or wanted(each.digest)]
+    )
+
+
+def read_chunks(objects: Objects, found: ChunkMap, chunks: Sequence[MappedChunk]) -> Iterator[Run]:
+    """`chunks` of a blob, in that order; errors as of `read_runs`."""
     segments, visits = _plan_reads(chunks)
     threads = _NEAR_READERS if objects.is_near else _FAR_READERS
     pool = ThreadPoolExecutor(threads, thread_name_prefix="chunks")
@@ -67,8 +73,14 @@ def read_runs(
             while end < len(chunks) and _follows(chunks[end - 1], chunks[end], visits, end):
                 end += 1
             segment, data = ahead.take(start)
-            where = f"{objects.url}: {names.pack_name(found.family, found.packs[segment.pack])}"
-            yield _verified_run(chunks[start:end], segment, data, where=where)
+            name = names.pack_name(found.family, found.packs[segment.pack])
+            where = f"{objects.url}: {name}"
+            try:
+                run = _verified_run(chunks[start:end], segment, data, where=where)
+            except IntegrityError:
+                _forget(objects, name)
+                raise
+            yield run
             start = end
     finally:
         pool.shutdown(cancel_futures=True)
@@ -112,6 +124,14 @@ def _verified_run(
             )
         at += length
     return Run(view[:at], [(chunk.digest, chunk.length) for chunk in chunks])
+
+
+def _forget(objects: Objects, name: str) -> None:
+    """A cache must not keep what failed here: the store may be mended."""
+    from engines.store.cached import CachedObjects
+
+    if isinstance(objects, CachedObjects):
+        objects.forget(name)
 
 
 class _ReadAhead:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from engines.store import claims
 from engines.store import objects as names
 from engines.store.chunk_map import ChunkMap
 from engines.store.local import LocalObjects
@@ -20,6 +21,7 @@ def copy_blob(digest: str, *, source: ObjectStore, target: ObjectStore) -> int:
     A blob in chunks is verified chunk by chunk; what a killed copy moved is not moved again.
     Raises LookupMissError when the source has no such blob, IntegrityError when it is damaged.
     """
+    target.claim((digest,))
     if target.has_blob(digest):
         return 0
     name = names.blob_name(digest)
@@ -38,7 +40,10 @@ def _copy_chunks(found: ChunkMap, *, source: ObjectStore, target: ObjectStore) -
     from engines.store.chunk_reader import read_runs
     from engines.store.chunk_writer import ChunkWriter
 
-    with ChunkWriter.opened(target.objects, family=found.family) as writer:
+    with (
+        claims.family_claimed(target.objects, found.family),
+        ChunkWriter.opened(target.objects, family=found.family) as writer,
+    ):
         missing = {chunk.digest for chunk in found if not writer.has(chunk.digest)}
         runs = read_runs(source.objects, found, wanted=missing.__contains__)
         moved = _chunks(runs)

@@ -15,10 +15,12 @@ import stat
 import time
 from collections.abc import Iterable, Iterator
 from io import FileIO
+from operator import attrgetter
 from pathlib import Path
 
 from engines.store import objects, protocol
 from engines.store.objects import Listed, Pointer
+from engines.store.settling import Settling
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError, StoreError
 from planyard.edge import files
@@ -29,7 +31,8 @@ LAYOUT = b'{"imageLayoutVersion":"1.0.0"}'
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO must not block us
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, socket, folder
 _TEMPORARY = re.compile(r"\..{1,40}\.[a-z0-9_]{8}")  # what files.atomic_write makes
-_PIECE_BYTES = 4 << 20
+_PIECE_BYTES = 1 << 20
+_RANGE_BYTES = 8 << 20  # what a reader of chunks asks for at once comes without a copy
 _CHANNELS = "channels"
 
 
@@ -41,10 +44,12 @@ class LocalObjects:
     """
 
     is_near = True
+    is_collected = True
 
     def __init__(self, root: Path, *, private: bool = False) -> None:
         self.root = root.absolute()
         self._private = private
+        self._settling = Settling(self.root)
 
     @property
     def url(self) -> str:
@@ -60,6 +65,7 @@ class LocalObjects:
             return None
         except OSError as error:
             raise _unreadable(path, error) from error
+        self._settling.note(path.rpartition("/")[0])
         return seen.st_size if stat.S_ISREG(seen.st_mode) else None
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
@@ -73,6 +79,7 @@ class LocalObjects:
         """Keep an object: temporary file, flush, rename, flush the folder."""
         digest = objects.digest_of_name(name)
         with _reporting(f"{self.url} could not keep {digest}"):
+            self._settling.settle()
             path = self.folder(*name.split("/")[:-1]) / digest[7:]
             given = _given(source)
             checked = given if proved else protocol.verified(digest, given, where=_named(source))
@@ -86,30 +93,36 @@ class LocalObjects:
         """
         digest = objects.digest_of_name(name)
         with _reporting(f"{self.url} could not take {path}"):
+            self._settling.settle()
             place = self.folder(*name.split("/")[:-1]) / digest[7:]
             return _move(path, place, digest=digest)
 
     def listing(self, prefix: str) -> Iterator[Listed]:
         """Objects whose names start with `prefix`, sorted; reads one folder after another."""
         below = objects.checked_prefix(prefix).rstrip("/")
-        return self._listing(below, _names(self.root / below))
+        found = self._listing(below, _names(self.root / below))
+        # Folders come in the order of their names, and `a/` would come before `a-b/`.
+        return iter(sorted(found, key=attrgetter("name"))) if prefix == objects.INDEX else found
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is fine."""
-        path = self._path(name)
+        path = Path(self._path(name))
         with _reporting(f"{path} could not be removed"):
-            Path(path).unlink(missing_ok=True)
+            self._settling.settle(but=str(path.parent))
+            path.unlink(missing_ok=True)
+            self._settling.note(path.parent)
 
     def pointer(self, name: str) -> Pointer | None:
         """A pointer as it is now."""
         path = self.root / _CHANNELS / objects.checked_pointer_name(name)
         try:
-            with _open_regular(path, private=self._private) as file:
+            with open_regular(path, private=self._private) as file:
                 data = file.read(objects.POINTER_LIMIT_BYTES + 1) or b""
         except FileNotFoundError:
             return None
         except OSError as error:
             raise _unreadable(path, error) from error
+        self._settling.note(path.parent)
         return Pointer(data=objects.checked_pointer_data(data), token=digest_of_bytes(data))
 
     def move_pointer(self, name: str, data: bytes, *, expected: str | None) -> bool:
@@ -117,6 +130,7 @@ class LocalObjects:
         path = self.root / _CHANNELS / objects.checked_pointer_name(name)
         objects.checked_pointer_data(data)
         with _reporting(f"{path} could not be moved"):
+            self._settling.settle()
             folder = self.folder(_CHANNELS)
             with files.exclusive_lock(folder / ".lock", on_wait=lambda: None):
                 now = self.pointer(name)
@@ -135,12 +149,13 @@ class LocalObjects:
         oldest = time.time() - older_than_seconds
         swept = 0
         with _reporting(f"{self.url} could not be swept"):
-            for pattern in (".*", "blobs/*/.*", "*/*/.*", "index/*/*/.*"):
+            for pattern in (".*", "*/.*", "*/*/.*", "index/*/*/.*"):
                 for path in self.root.glob(pattern):
                     with contextlib.suppress(FileNotFoundError):  # its writer was alive after all
                         seen = path.lstat()
                         left = stat.S_ISREG(seen.st_mode) and seen.st_mtime < oldest
-                        if left and _TEMPORARY.fullmatch(path.name):
+                        left = left and _TEMPORARY.fullmatch(path.name) is not None
+                        if left and not files.is_being_written(path):
                             path.unlink()
                             swept += 1
         return swept
@@ -152,8 +167,10 @@ class LocalObjects:
 
     def _make_folders(self, parts: tuple[str, ...]) -> Path:
         if not (self.root / "oci-layout").exists():
+            above = [each for each in self.root.parents if not each.exists()]
             self.root.mkdir(parents=True, exist_ok=True, mode=0o700 if self._private else 0o777)
-            files.sync_folder(self.root.parent)
+            for folder in (*above, self.root):
+                files.sync_folder(folder.parent)
             files.write_bytes(self.root / "oci-layout", LAYOUT)
         folder = self.root
         for part in parts:
@@ -163,6 +180,7 @@ class LocalObjects:
             except FileExistsError:
                 if not stat.S_ISDIR(folder.lstat().st_mode):
                     raise IntegrityError(f"{folder} is not a folder of the store") from None
+                self._settling.settle_name(folder)
             else:
                 files.sync_folder(folder.parent)
         return folder
@@ -174,14 +192,17 @@ class LocalObjects:
     def _open(self, name: str) -> FileIO:
         path = self._path(name)
         try:
-            return _open_regular(path, private=self._private)
+            file = open_regular(path, private=self._private)
         except FileNotFoundError:
             raise FileNotFoundError(name) from None
         except OSError as error:
             raise _unreadable(path, error) from error
+        self._settling.note(path.rpartition("/")[0])
+        return file
 
     def _listing(self, below: str, found: list[str]) -> Iterator[Listed]:
         folder = self.root / below
+        self._settling.note(folder)
         for each in found:
             name = f"{below}/{each}"
             try:
@@ -194,7 +215,7 @@ class LocalObjects:
                 yield Listed(name=name, size_bytes=seen.st_size, modified=seen.st_mtime)
 
 
-def _open_regular(path: str | Path, *, private: bool = False) -> FileIO:
+def open_regular(path: str | Path, *, private: bool = False) -> FileIO:
     """Open a regular file; links, FIFOs, devices, sockets and folders are IntegrityError."""
     try:
         file = FileIO(path, opener=lambda name, _: os.open(name, _READ))
@@ -216,11 +237,12 @@ def _open_regular(path: str | Path, *, private: bool = False) -> FileIO:
 def _pieces(file: FileIO, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
     """The bytes of a range of an open file; closes it."""
     left = (1 << 62) if length is None else length
+    step = _PIECE_BYTES if length is None else _RANGE_BYTES
     try:
         with file:
             if start:
                 file.seek(start)
-            while left > 0 and (piece := file.read(min(_PIECE_BYTES, left))):
+            while left > 0 and (piece := file.read(min(step, left))):
                 left -= len(piece)
                 yield piece
     except OSError as error:
@@ -230,7 +252,14 @@ def _pieces(file: FileIO, *, start: int = 0, length: int | None = None) -> Itera
 def _given(source: bytes | Iterable[bytes] | Path) -> Iterable[bytes]:
     if isinstance(source, bytes):
         return (source,)
-    return _pieces(FileIO(source)) if isinstance(source, Path) else source
+    return _pieces(_opened(source)) if isinstance(source, Path) else source
+
+
+def _opened(source: Path) -> FileIO:
+    try:
+        return FileIO(source)
+    except OSError as error:
+        raise _unreadable(source, error) from error
 
 
 def _named(source: object) -> str:
@@ -251,7 +280,7 @@ def _names(folder: Path) -> list[str]:
 
 def _move(source: Path, path: Path, *, digest: str) -> bool:
     try:
-        file = _open_regular(source)
+        file = open_regular(source)
     except IntegrityError:
         return False
     with file:
@@ -261,6 +290,7 @@ def _move(source: Path, path: Path, *, digest: str) -> bool:
         again = FileIO(os.dup(file.fileno()))
         protocol.drain(protocol.verified(digest, _pieces(again), where=str(source)))
         os.fchmod(file.fileno(), 0o444)
+        os.utime(file.fileno())  # what is stored now is young, whenever it was made
         os.fsync(file.fileno())
         if not os.path.samestat(seen, source.lstat()):
             return False
@@ -284,4 +314,4 @@ def _reporting(message: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StoreError(f"{message}: {error.strerror}") from error
+        raise protocol.refused(message, error) from error

@@ -20,6 +20,7 @@ class MemoryObjects:
 
     url = "memory:"
     is_near = True
+    is_collected = True
 
     def __init__(self) -> None:
         self.held: dict[str, bytes] = {}
@@ -55,6 +56,7 @@ class MemoryObjects:
 
     def adopt(self, name: str, path: Path) -> bool:  # noqa: ARG002
         """Nothing is saved by moving a file into memory."""
+        objects.digest_of_name(name)
         return False
 
     def listing(self, prefix: str) -> Iterator[Listed]:

@@ -49,6 +49,12 @@ class MirroredStore:
         self.near.put_blob(digest, source, take=take, family=family)
         copy_blob(digest, source=self.near, target=self.far)
 
+    def claim(self, digests: Iterable[str]) -> None:
+        """Rely on what either store has of these."""
+        wanted = tuple(digests)
+        self.near.claim(wanted)
+        self.far.claim(wanted)
+
     def open_blob(self, digest: str) -> Iterator[bytes]:
         """The bytes in pieces, the last one after all of them are verified."""
         self.bring(digest)

@@ -73,12 +73,17 @@ class Objects(Protocol):
         """Whether small reads cost next to nothing (a disk), or a round trip each (a network)."""
         ...
 
+    @property
+    def is_collected(self) -> bool:
+        """Whether `store gc` can work here: objects say how old they are."""
+        ...
+
     def size(self, name: str) -> int | None:
         """The size of an object in bytes; None when it is not there."""
         ...
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start`, at most `length`, in pieces of at most 4 MiB; not verified.
+        """The bytes from `start`, at most `length`, in pieces of at most 8 MiB; not verified.
 
         Raises FileNotFoundError at once when the object is missing. A range past the end gives
         what there is. A connection that breaks is taken up again from where it broke, or ends

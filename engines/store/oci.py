@@ -43,6 +43,7 @@ class OCIObjects:
     """Objects in one repository, through `registry`."""
 
     is_near = False
+    is_collected = False
 
     def __init__(self, registry: Registry, *, url: str, single_writer: bool = False) -> None:
         self.url = url

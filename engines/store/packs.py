@@ -20,7 +20,7 @@ from blake3 import blake3
 
 from planyard.core.errors import IntegrityError
 
-PACK_BYTES = 16 << 20
+PACK_BYTES = 8 << 20
 """A writer closes a pack once its chunks reach this."""
 
 MAX_CHUNK_BYTES = 256 << 10

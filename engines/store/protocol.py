@@ -10,6 +10,7 @@ hold; nothing here lists blobs or moves them. The suite in tests/contract checks
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 from collections.abc import Iterable, Iterator
@@ -22,6 +23,16 @@ from planyard.core.errors import InputError, IntegrityError, LookupMissError, St
 ENTRY_LIMIT_BYTES = 64 << 20
 """No entry is larger: a reader may hold one in memory."""
 
+_READ_ONLY = "make it writable for this user, or name another place with --store"
+_FULL = "make room there (`planyard store gc`), and do it again: what is stored is whole"
+_MENDS = {
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.EROFS: _READ_ONLY,
+    errno.EACCES: _READ_ONLY,
+    errno.EPERM: _READ_ONLY,
+    errno.EIO: "look at the disk, then run `planyard store fsck`",
+}
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 
 
@@ -58,6 +69,13 @@ class Store(Protocol):
         is possible, else copied and removed. Raises IntegrityError when the bytes are not the
         digest's; then nothing is stored and the file stays. A damaged blob of the same digest is
         replaced.
+        """
+        ...
+
+    def claim(self, digests: Iterable[str]) -> None:
+        """Rely on blobs, images or families: what of them is here stays, for a grace period.
+
+        Look at what is there only after this; see docs/keeping-a-store.md.
         """
         ...
 
@@ -149,6 +167,11 @@ def damaged(digest: str, *, found: str, where: str) -> IntegrityError:
 def missing(digest: str, *, where: str) -> LookupMissError:
     """The error for a blob that is not there."""
     return LookupMissError(f"{where} has no blob {digest}")
+
+
+def refused(what: str, error: OSError) -> StoreError:
+    """The error for what the operating system refused: its reason, and how to mend it."""
+    return StoreError(f"{what}: {error.strerror}", mend=_MENDS.get(error.errno or 0, ""))
 
 
 def too_large(digest: str, *, limit_bytes: int) -> StoreError:

@@ -13,8 +13,8 @@ from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
+from engines.store import claims, protocol
 from engines.store import objects as names
-from engines.store import protocol
 from engines.store.chunk_map import MAP_LIMIT_BYTES, ChunkMap, map_from_bytes
 from engines.store.objects import Objects
 from planyard.core.digest import digest_of_bytes
@@ -54,14 +54,14 @@ class ObjectStore:
         name = names.blob_name(digest)
         if family is not None and _is_large(source):
             self._put_chunks(digest, source, family=family)
-        elif self.objects.is_near and self._is_intact(name):
+        elif self._is_claimed(digest) and self.objects.is_near and self._is_intact(name):
             protocol.drain(_given(digest, source))
         elif take and isinstance(source, Path) and self.objects.adopt(name, source):
             return
         else:
             self.objects.write(name, source)
         if take and isinstance(source, Path):
-            source.unlink(missing_ok=True)
+            _remove_taken(source)
 
     def open_blob(self, digest: str) -> Iterator[bytes]:
         """The bytes in pieces, the last one after all of them are verified."""
@@ -92,14 +92,12 @@ class ObjectStore:
             with files.atomic_write(path, sync=False) as file:
                 write_verified(file, runs, digest=digest, where=self.url)
         except OSError as error:
-            raise StoreError(f"{path} could not be written: {error.strerror}") from error
+            raise protocol.refused(f"{path} could not be written", error) from error
 
     def put_entry(self, kind: str, key: str, document: bytes) -> str:
         """Add an index entry and return its digest."""
         digest = digest_of_bytes(protocol.checked_document(document))
-        name = names.entry_name(kind, key, digest)
-        if not (self.objects.is_near and self._is_intact(name)):
-            self.objects.write(name, document)
+        claims.write_lasting(self.objects, names.entry_name(kind, key, digest), document)
         return digest
 
     def entries(self, kind: str, key: str) -> Iterator[bytes]:
@@ -114,6 +112,10 @@ class ObjectStore:
         """The keys of a kind, sorted; lists all its entries."""
         listed = self.objects.listing(f"{names.INDEX}{protocol.checked_kind(kind)}/")
         return iter(sorted({"sha256:" + each.name.split("/")[2] for each in listed}))
+
+    def claim(self, digests: Iterable[str]) -> None:
+        """Rely on blobs, images or families: what of them is here stays, for a grace period."""
+        claims.claim(self.objects, digests)
 
     def objects_of_blob(self, digest: str) -> tuple[str, ...]:
         """The names of the objects that the blob is read from; none when it is not there."""
@@ -175,6 +177,14 @@ class ObjectStore:
         runs = read_runs(self.objects, self.map_to_read(digest))
         return protocol.verified(digest, (bytes(run.data) for run in runs), where=self.url)
 
+    def _is_claimed(self, digest: str) -> bool:
+        """Whether a whole blob is there, and stays there: a new one needs no claim."""
+        claims.wait_for_sweeps(self.objects)
+        is_there = self.objects.size(names.blob_name(digest)) is not None
+        if is_there:
+            self.claim((digest,))
+        return is_there
+
     def _is_intact(self, name: str) -> bool:
         """Whether the object is there and is what its name says; reads it whole."""
         try:
@@ -188,10 +198,15 @@ class ObjectStore:
         from engines.store.chunk_writer import ChunkWriter
         from engines.store.chunking import Cutter
 
+        self.claim((digest,))
         if self._has_good_chunks(digest):
             protocol.drain(_given(digest, source))
             return
-        with _opened(source) as file, ChunkWriter.opened(self.objects, family=family) as writer:
+        with (
+            claims.family_claimed(self.objects, family),
+            _opened(source) as file,
+            ChunkWriter.opened(self.objects, family=family) as writer,
+        ):
             cutter = Cutter(file, predict=writer.predict)
             for chunk, data in cutter.chunks():
                 writer.add(chunk, data)
@@ -207,13 +222,16 @@ class ObjectStore:
         if not self.objects.is_near:
             return any(self._is_complete(found) for found in self.maps_of(digest))
         try:
-            if not any(self._is_complete(found) for found in self.maps_of(digest)):
-                return False
-            protocol.drain(self._open_chunks(digest))
+            found = list(self.maps_of(digest))
+            if any(self._is_complete(each) for each in found):
+                protocol.drain(self._open_chunks(digest))
+                return True
         except IntegrityError:
             remove_damaged(self.objects, digest)
             return False
-        return True
+        if found:  # some packs went: whoever mended it may have been killed before the last one
+            remove_damaged(self.objects, digest)
+        return False
 
 
 def write_verified(
@@ -282,6 +300,13 @@ def _file_pieces(path: Path) -> Iterator[bytes]:
                 yield piece
     except OSError as error:
         raise StoreError(f"{path} could not be read: {error.strerror}") from error
+
+
+def _remove_taken(source: Path) -> None:
+    try:
+        source.unlink(missing_ok=True)
+    except OSError as error:
+        raise protocol.refused(f"{source} is stored, but could not be removed", error) from error
 
 
 def _is_large(source: Iterable[bytes] | Path) -> bool:

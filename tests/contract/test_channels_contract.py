@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
@@ -16,17 +14,10 @@ from engines.channels import Move, promote
 from engines.store.store import ObjectStore
 from planyard.core.errors import IntegrityError, StoreError
 from tests.channel_sites import ANN, CHANNEL, Gathered, backwards, images, moved, small_image
-from tests.object_places import PLACES, ObjectPlace
+from tests.object_places import ObjectPlace
 
 WRITERS = 64
 ROUNDS = 4
-MARKS = {"s3": pytest.mark.s3}
-
-
-@pytest.fixture(params=[pytest.param(name, marks=MARKS.get(name, ())) for name in PLACES])
-def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ObjectPlace]:
-    with PLACES[request.param](tmp_path) as opened:
-        yield opened
 
 
 @pytest.fixture

@@ -22,12 +22,6 @@ FAMILY, OTHER_FAMILY = digest_of_bytes(b"a model"), digest_of_bytes(b"another mo
 MIB = 1 << 20
 
 
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    with PLACES[request.param](tmp_path_factory.mktemp("place")) as found:
-        yield found
-
-
 @pytest.fixture
 def store(place: ObjectPlace) -> ObjectStore:
     return ObjectStore(place.objects)

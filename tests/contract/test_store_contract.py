@@ -13,7 +13,7 @@ from engines.store.store import ObjectStore
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError, LookupMissError, StoreError
 from planyard.edge.files import CHUNK_BYTES
-from tests.object_places import PLACES, ObjectPlace
+from tests.object_places import ObjectPlace
 
 KEY = digest_of_bytes(b"a key")
 OTHER_KEY = digest_of_bytes(b"another key")
@@ -21,12 +21,6 @@ BIG = bytes(range(256)) * (CHUNK_BYTES // 256) * 2 + b"a tail"
 
 
 FAMILY = digest_of_bytes(b"a model")
-
-
-@pytest.fixture(params=PLACES)
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory):
-    with PLACES[request.param](tmp_path_factory.mktemp("place")) as found:
-        yield found
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ from planyard.edge.registry import IMAGE_INDEX, IMAGE_MANIFEST, Registry
 from tests.places_oci import serve_crane, serve_debian
 from tests.servers import Web, https_server, make_authority
 
+pytestmark = pytest.mark.registry
+
 IMAGE_CONFIG = b'{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]}}'
 LAYER = os.urandom(5000)
 
