@@ -26,7 +26,10 @@ from planyard.edge.console import Console
 
 snapshot_app = typer.Typer(help="Read capability snapshots.", no_args_is_help=True)
 DigestArgument = Annotated[
-    str, typer.Argument(metavar="IMAGE_DIGEST", help="sha256:…, or 12 or more of its hex digits.")
+    str,
+    typer.Argument(
+        metavar="IMAGE", help="sha256:…, 12 or more of its hex digits, or the name of a channel."
+    ),
 ]
 
 SeedOption = Annotated[
@@ -184,10 +187,11 @@ def lookup(
     store: StoreOption = None,
     json: JsonOption = False,
 ) -> int:
-    """The plans and snapshots of an image, by its digest. The store is only read.
+    """The plans and snapshots of an image, by its digest or a channel. The store is only read.
 
-    Examples: planyard lookup sha256:0123456789ab --sm 89 --pull plans/
+    Examples: planyard lookup sha256:0123456789ab --sm 89 --pull plans/, or planyard lookup stable
     """
+    from builders.image_names import image_named
     from engines.lookup import lookup as look
     from engines.lookup import lookup_to_json
     from engines.lookup import pull as pull_plans
@@ -197,11 +201,21 @@ def lookup(
     console, traffic = Console(quiet=json, result=True), Traffic()
     place = cache_place(cache, cache_limit)
     opened = open_reader(open_store(store, root=Path.cwd()), cache=place, traffic=traffic)
-    result = look(opened, digest, sm=sm)
+    result = look(opened, image_named(opened, digest, root=Path.cwd()), sm=sm)
     written = pull_plans(opened, result, pull, seeds=seed or (), traffic=traffic) if pull else ()
     if json:
         console.document(lookup_to_json(result).decode())
         return 0
+    _show_result(result, console)
+    for path in written:
+        console.good(f"wrote {path}")
+    if not opened.objects.is_near:
+        fetched, reused = map(format_bytes, (traffic.fetched_bytes, traffic.reused_bytes))
+        console.detail(f"fetched {fetched} from {opened.url}; {reused} were here already")
+    return 0
+
+
+def _show_result(result: Any, console: Console) -> None:
     console.title(f"{result.snapshots[0].image_name}  {result.image}")
     for snapshot in result.snapshots:
         _show_snapshot(snapshot, console)
@@ -214,12 +228,6 @@ def lookup(
         console.table(("plan", "SM", "size", "digest"), rows)
     for left in result.not_fitting:
         console.detail(f"left out: {left.cell}: {left.why}")
-    for path in written:
-        console.good(f"wrote {path}")
-    if not opened.objects.is_near:
-        fetched, reused = map(format_bytes, (traffic.fetched_bytes, traffic.reused_bytes))
-        console.detail(f"fetched {fetched} from {opened.url}; {reused} were here already")
-    return 0
 
 
 def _show_snapshot(snapshot: Any, console: Console) -> None:
@@ -240,10 +248,12 @@ def snapshot_show(
     json: JsonOption = False,  # noqa: ARG001 - it is JSON either way
 ) -> int:
     """The snapshots of an image, whole, as JSON: what it proved, and on what."""
+    from builders.image_names import image_named
     from engines.lookup import lookup as look
     from engines.snapshot import to_json
 
-    result = look(open_store(store, root=Path.cwd()), digest)
+    opened = open_store(store, root=Path.cwd())
+    result = look(opened, image_named(opened, digest, root=Path.cwd()))
     chosen = [each for each in result.snapshots if gpu in (None, each.gpu)]
     if not chosen:
         known = ", ".join(sorted({each.gpu for each in result.snapshots}))

@@ -133,10 +133,11 @@ def verify(
 
 def _open(url: str | None, digest: str) -> tuple[Store, str]:
     """The store, and the whole digest of an image in it."""
+    from builders.image_names import image_named
     from engines.lookup import lookup
 
     store = open_store(url, root=Path.cwd())
-    return store, lookup(store, digest).image
+    return store, lookup(store, image_named(store, digest, root=Path.cwd())).image
 
 
 def _show(found: EvidenceVerdict, console: Console) -> None:

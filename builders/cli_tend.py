@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json as json_library
+import os
 import tempfile
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from builders.verbs import DEFAULT_MATRIX, JsonOption, MatrixOption, load, verb
+from builders.verbs import (
+    DEFAULT_MATRIX,
+    STORE_VARIABLE,
+    JsonOption,
+    MatrixOption,
+    StoreOption,
+    load,
+    verb,
+)
 from planyard.core.errors import InputError
 from planyard.edge.console import Console
 
@@ -26,12 +35,18 @@ def add_to(app: typer.Typer) -> None:
 
 
 @verb
-def doctor(json: JsonOption = False) -> int:
-    """What is here, what is missing, and the command that mends it."""
-    from builders.doctor import examine
+def doctor(store: StoreOption = None, json: JsonOption = False) -> int:
+    """What is here, what is missing, and the command that mends it; also of a store elsewhere.
+
+    Example: planyard doctor --store s3://bucket/prefix
+    """
+    from builders.doctor import examine, examine_store
 
     console = Console(quiet=json, result=True)
     checks = examine()
+    if url := store or os.environ.get(STORE_VARIABLE):
+        with console.step(f"ask {url}"):
+            checks += examine_store(url)
     if json:
         import msgspec
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from builders.memo import show_not_run
-from planyard.core.units import format_seconds
+from planyard.core.units import format_bytes, format_seconds
 from planyard.edge import files
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
     from builders.workspace import Workspace
     from engines.store.local_store import LocalStore
+    from engines.store.mirrored import MirroredStore
     from planyard.core.findings import Finding
     from planyard.core.reader import LoadedMatrix
     from planyard.core.report import BuildReport
@@ -34,7 +35,7 @@ def close_build(
 
     There is none for a store elsewhere: whether it still has everything is asked every time.
     """
-    from engines.store.local_store import LocalStore
+    from engines.store.mirrored import MirroredStore
     from planyard.core.report import exit_code
 
     show_report(
@@ -46,7 +47,9 @@ def close_build(
     )
     code = exit_code(report, require_smoke=require_smoke)
     store = workspace.store
-    if code == 0 and isinstance(store, LocalStore):
+    if isinstance(store, MirroredStore):
+        send_images(report, store=store, console=workspace.console)
+    elif code == 0:
         _leave_memo(
             report,
             loaded=loaded,
@@ -56,6 +59,20 @@ def close_build(
             options=options,
         )
     return code
+
+
+def send_images(report: BuildReport, *, store: MirroredStore, console: Console) -> None:
+    """Have all that a build found or made in the far store, also what only the near one had."""
+    from engines.copying import CopyProgress, copy_images
+
+    images = list(dict.fromkeys(each.image for each in report.snapshots))
+    with console.step(f"send {len(images)} images to {store.url}") as now:
+
+        def tell(progress: CopyProgress) -> None:
+            moved = format_bytes(progress.moved_bytes)
+            now.update(f"image {progress.number} of {progress.count}, {moved} moved")
+
+        copy_images(store.near, store.far, images=images, report=tell)
 
 
 def sign_images(report: BuildReport, *, workspace: Workspace) -> None:

@@ -42,7 +42,7 @@ _SCRATCH_PREFIX = ".cosign-build-"
 
 def ensure_cosign(*, console: Console, cache: Path | None = None) -> cosign.Cosign:
     """A cosign that may be trusted: the one that is here, else the pinned one, built now."""
-    cache = cache or cosign.user_cache()
+    cache = cache or files.user_cache()
     tools = cache / "tools"
     try:
         return cosign.find_cosign(cache=cache)

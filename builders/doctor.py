@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -16,6 +17,9 @@ from planyard.edge.cosign import find_cosign
 from planyard.edge.cosign_flags import SETUP_COMMAND, CosignError
 from planyard.edge.gpu import local_gpus
 from planyard.edge.proc import find_program
+
+if TYPE_CHECKING:
+    from engines.store.objects import Objects
 
 _WANTED_BYTES = 12 * 10**9
 
@@ -41,6 +45,38 @@ def examine() -> tuple[Check, ...]:
         _disk(),
         _gpu(engine),
     )
+
+
+def examine_store(url: str) -> tuple[Check, ...]:
+    """Whether a store answers, and whether channels can move in it: 32 writers race for one."""
+    from engines.store.opening import open_objects
+
+    try:
+        objects = open_objects(url)
+        next(iter(objects.pointers()), None)
+        trouble = _swap_trouble(objects)
+    except PlanyardError as error:
+        means = "nothing can be read from it or written to it"
+        return (Check(name="store", ok=False, found=error.message, means=means, mend=error.mend),)
+    return (
+        Check(name="store", ok=True, found=f"{objects.url} answers"),
+        Check(
+            name="channels",
+            ok=not trouble,
+            found=trouble or "compare-and-swap holds: of many writers at once, one wins",
+            means="promote and rollback are refused there",
+            mend="keep channels in a directory, or on a server with conditional writes",
+        ),
+    )
+
+
+def _swap_trouble(objects: Objects) -> str:
+    """Why channels cannot move at a place; empty where they can."""
+    from engines.store.s3 import S3Objects, probe_compare_and_swap
+
+    if isinstance(objects, S3Objects):
+        return probe_compare_and_swap(objects)
+    return "" if objects.is_near else "a registry has no compare-and-swap for its tags"
 
 
 def _engine(engine: docker.Engine | None) -> Check:

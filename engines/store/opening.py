@@ -17,6 +17,7 @@ from engines.store.objects import Objects
 from engines.store.store import ObjectStore
 from planyard.core.errors import InputError
 from planyard.core.units import ByteSize
+from planyard.edge import files
 
 SCHEMES = ("file://", "s3://", "oci://")
 READ_ONLY_VARIABLE = "PLANYARD_STORE_READONLY"
@@ -77,8 +78,8 @@ def open_reader(store: ObjectStore, *, cache: CachePlace | None, traffic: Traffi
     if not objects.is_near:
         objects = CountedObjects(objects, traffic)
         if cache is not None:
-            files = CacheFiles(cache.folder, limit_bytes=cache.limit_bytes)
-            objects = CachedObjects(objects, files, traffic=traffic)
+            kept = CacheFiles(cache.folder, limit_bytes=cache.limit_bytes)
+            objects = CachedObjects(objects, kept, traffic=traffic)
     return ObjectStore(objects)
 
 
@@ -102,7 +103,7 @@ def _open_far(url: str) -> Objects:
     if url.startswith("s3://"):
         from engines.store.s3 import S3Objects
 
-        return S3Objects.from_url(url)
+        return S3Objects.from_url(url, state=files.user_cache() / "s3-probes.json")
     from engines.store.oci import OCIObjects
 
     return OCIObjects.at(url)

@@ -59,15 +59,6 @@ class Cosign:
     version: tuple[int, int, int]
 
 
-def user_cache(environment: Mapping[str, str] | None = None) -> Path:
-    """Where tools of ours are kept: PLANYARD_CACHE, else `planyard` in the user's cache folder."""
-    given = os.environ if environment is None else environment
-    if named := given.get("PLANYARD_CACHE"):
-        return Path(named).absolute()
-    caches = Path(given.get("XDG_CACHE_HOME", ""))
-    return (caches if caches.is_absolute() else Path.home() / ".cache") / "planyard"
-
-
 def cached_program(cache: Path) -> Path:
     """Where the pinned cosign lies in a cache."""
     return cache / "tools" / f"cosign-v{_shown(PINNED)}" / "cosign"
@@ -76,10 +67,10 @@ def cached_program(cache: Path) -> Path:
 def find_cosign(*, cache: Path | None = None) -> Cosign:
     """The first cosign that may be trusted: that on the PATH, then the one built into the cache.
 
-    `cache` is `user_cache()` when not given. Raises CosignError, with what is wrong with each.
+    `cache` is the user's when not given. Raises CosignError, with what is wrong with each.
     """
     on_path = proc.find_program("cosign")
-    cached = cached_program(cache or user_cache())
+    cached = cached_program(cache or files.user_cache())
     reasons = []
     for program in (on_path, str(cached) if cached.exists() else None):
         # A relative folder on the PATH would let the folder one stands in decide.

@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -112,3 +112,12 @@ def scratch_folder(parent: Path, *, prefix: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def user_cache(environment: Mapping[str, str] | None = None) -> Path:
+    """What outlives a workspace: PLANYARD_CACHE, else `planyard` in the user's cache folder."""
+    given = os.environ if environment is None else environment
+    if named := given.get("PLANYARD_CACHE"):
+        return Path(named).absolute()
+    caches = Path(given.get("XDG_CACHE_HOME", ""))
+    return (caches if caches.is_absolute() else Path.home() / ".cache") / "planyard"

@@ -34,7 +34,7 @@ WITH_MATRIX = {
 WITH_SELECT = {"build", "cells", "image build", "plan build", "smoke"}
 WITH_STORE = {
     *("build", "image build", "lookup", "plan build", "sign", "smoke", "snapshot show", "verify"),
-    *("channels", "promote", "rollback", "store fsck", "store gc"),
+    *("channels", "doctor", "promote", "rollback", "store fsck", "store gc"),
 }
 
 

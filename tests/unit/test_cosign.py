@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from planyard.core.errors import InputError, IntegrityError
-from planyard.edge import cosign, cosign_flags, proc
+from planyard.edge import cosign, cosign_flags, files, proc
 from planyard.edge.cosign_flags import CosignError
 
 STATEMENT = json.dumps(
@@ -278,10 +278,10 @@ def test_an_old_one_on_the_path_gives_way_to_the_one_in_the_cache(fakes: Fakes) 
 
 
 def test_the_cache_is_where_the_user_says() -> None:
-    assert cosign.user_cache({"PLANYARD_CACHE": "/c", "XDG_CACHE_HOME": "/x"}) == Path("/c")
-    assert cosign.user_cache({"XDG_CACHE_HOME": "/x"}) == Path("/x/planyard")
-    assert cosign.user_cache({"XDG_CACHE_HOME": "x"}) == Path.home() / ".cache/planyard"
-    assert cosign.user_cache({}) == Path.home() / ".cache/planyard"
+    assert files.user_cache({"PLANYARD_CACHE": "/c", "XDG_CACHE_HOME": "/x"}) == Path("/c")
+    assert files.user_cache({"XDG_CACHE_HOME": "/x"}) == Path("/x/planyard")
+    assert files.user_cache({"XDG_CACHE_HOME": "x"}) == Path.home() / ".cache/planyard"
+    assert files.user_cache({}) == Path.home() / ".cache/planyard"
     assert cosign.cached_program(Path("/c")) == Path("/c/tools/cosign-v3.1.3/cosign")
 
 
