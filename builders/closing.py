@@ -62,10 +62,15 @@ def close_build(
 
 
 def send_images(report: BuildReport, *, store: MirroredStore, console: Console) -> None:
-    """Have all that a build found or made in the far store, also what only the near one had."""
-    from engines.copying import CopyProgress, copy_images
+    """Have all that a build found or made in the far store, also what only the near one had.
 
-    images = list(dict.fromkeys(each.image for each in report.snapshots))
+    An image whose snapshots are not near came from there.
+    """
+    from engines.copying import CopyProgress, copy_images
+    from engines.index import SNAPSHOTS
+
+    named = dict.fromkeys(each.image for each in report.snapshots)
+    images = [image for image in named if any(store.near.entries(SNAPSHOTS, image))]
     with console.step(f"send {len(images)} images to {store.url}") as now:
 
         def tell(progress: CopyProgress) -> None:

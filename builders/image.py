@@ -6,7 +6,6 @@ identity is the digest of its OCI manifest. The build has no network; what it ne
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +14,23 @@ import msgspec
 
 from builders.base import ResolvedBase
 from builders.closure import Contents, check_closure
+from builders.context import context_digests, copy_context
 from builders.dockerfile import stage_text
+from builders.expectation import (
+    Expectation,
+    admission_digests,
+    expectation_of,
+    stage_admission,
+    wants_admission,
+)
 from builders.oci import StoredImage, store_image
 from builders.wheel_streams import WheelStreams
 from builders.wheels import Requirement, Wheel, read_lock
 from builders.workspace import Workspace
 from engines import index
 from engines.store.protocol import drain
+from planyard.core.cells import expand
+from planyard.core.compat import load_compat
 from planyard.core.digest import digest_of_value, short
 from planyard.core.errors import ImageBuildError, InputError
 from planyard.core.findings import Finding
@@ -30,7 +39,7 @@ from planyard.core.results import ImageRecord
 from planyard.core.units import format_bytes
 from planyard.edge import files
 from planyard.edge.console import Step
-from planyard.edge.docker import Engine, EngineError, files_of_context
+from planyard.edge.docker import Engine, EngineError
 
 RECIPE_LABEL = "io.planyard.recipe"
 _TITLE_LABEL = "org.opencontainers.image.title"
@@ -71,6 +80,7 @@ class ImageOrder:
     recipe: ImageRecipe
     base: ResolvedBase | None
     python: str
+    expectation: Expectation | None = None
 
 
 def order_image(
@@ -81,23 +91,37 @@ def order_image(
     lock = spec.compiler_lock if compiler else spec.lock
     dockerfile = _read(workspace.root, spec.dockerfile)
     base, base_digest = _resolve_base(spec, matrix=matrix, workspace=workspace)
-    recipe = ImageRecipe(
-        stages=stage_text(
-            dockerfile,
-            target=target,
-            name=spec.dockerfile,
-            arguments={**spec.build_args, **({"BASE": base_digest} if base_digest else {})},
-        ),
+    stages = stage_text(
+        dockerfile,
         target=target,
-        files=context_digests(workspace.root / spec.context),
-        wheels=read_lock(_read(workspace.root, lock), name=lock) if lock else (),
+        name=spec.dockerfile,
+        arguments={**spec.build_args, **({"BASE": base_digest} if base_digest else {})},
+    )
+    wheels = read_lock(_read(workspace.root, lock), name=lock) if lock else ()
+    context, expectation = workspace.root / spec.context, None
+    admission: dict[str, str] = {}
+    if wants_admission(stages):
+        cells = expand(matrix, load_compat()).cells
+        expectation = expectation_of(name, matrix=matrix, cells=cells, wheels=wheels)
+        admission = admission_digests(expectation, context=context)
+    recipe = ImageRecipe(
+        stages=stages,
+        target=target,
+        files={**context_digests(context), **admission},
+        wheels=wheels,
         base=base_digest,
         build_args=spec.build_args,
         network=spec.network,
         epoch_seconds=workspace.epoch_seconds,
     )
-    title = target if compiler else name
-    return ImageOrder(name=title, spec=spec, recipe=recipe, base=base, python=matrix.pins.python)
+    return ImageOrder(
+        name=target if compiler else name,
+        spec=spec,
+        recipe=recipe,
+        base=base,
+        python=matrix.pins.python,
+        expectation=expectation,
+    )
 
 
 def make_image(
@@ -158,24 +182,6 @@ def _verify_stored(record: ImageRecord, *, workspace: Workspace) -> None:
         drain(workspace.store.open_blob(digest))
 
 
-def context_digests(context: Path) -> dict[str, str]:
-    """The digest of each file of a build context, as .dockerignore lets it in."""
-    if not context.is_dir():
-        raise InputError([f"{context}: the build context is not a folder"])
-    ignore = context / ".dockerignore"
-    patterns = ignore.read_text().splitlines() if ignore.exists() else []
-    patterns = [line.strip() for line in patterns if line.strip() and not line.startswith("#")]
-    patterns.append(".planyard")  # what a build keeps is never part of a build
-    found = {}
-    for name in files_of_context(context, patterns):
-        path = context / name
-        if path.is_symlink():
-            found[name] = digest_of_value({"link": str(path.readlink())})
-        elif path.is_file():
-            found[name] = f"{files.digest_of_file(path)} {path.stat().st_mode & 0o777:o}"
-    return found
-
-
 def _resolve_base(
     spec: Image, *, matrix: Matrix, workspace: Workspace
 ) -> tuple[ResolvedBase | None, str]:
@@ -221,10 +227,13 @@ def _build(
     """Run the build and return the identifier of what it made."""
     context = workspace.root / order.spec.context
     dockerfile = workspace.root / order.spec.dockerfile
-    if wheels:
+    if wheels or order.expectation:
         staged = scratch / "context"
-        _copy_context(context, staged, names=order.recipe.files)
-        workspace.wheels.stage(wheels, staged / "wheels")
+        copy_context(context, staged, names=order.recipe.files)
+        if wheels:
+            workspace.wheels.stage(wheels, staged / "wheels")
+        if order.expectation:
+            stage_admission(order.expectation, context=context, staged=staged)
         context = staged
     identifier = scratch / "image-id"
     recipe = order.recipe
@@ -238,15 +247,6 @@ def _build(
         args += ["--build-arg", f"{key}={value}"]
     workspace.engine().build([*args, str(context)], on_line=on_line)
     return identifier.read_text().strip()
-
-
-def _copy_context(context: Path, staged: Path, *, names: dict[str, str]) -> None:
-    """Lay the files a build may see beside its wheels; nothing else travels."""
-    staged.mkdir()
-    for name in names:
-        target = staged / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(context / name, target, follow_symlinks=False)
 
 
 def _store(

@@ -19,6 +19,8 @@ PACKAGES = ("planyard", "builders", "engines", "smoke")
 APART = ("images", "models")
 OURS = {*PACKAGES, *APART, "tests"}
 MODULE_LINES = 320
+ONE_FILE = {"images/admit.py": 1150}
+"""Files that go into an image alone: what they need has to be in them."""
 FUNCTION_LINES = 60
 
 MAY_IMPORT = {
@@ -199,16 +201,19 @@ def test_one_outside_thing_a_file(on_host, outside):
 
 def test_processes_are_started_in_one_place(on_host):
     """Whoever else imports subprocess names its types, and calls nothing of it."""
-    starters = ("planyard/edge/proc.py", "images/admit.py", "images/install_wheels.py")
+    starters = ("planyard/edge/proc.py", "images/install_wheels.py")
     for module in on_host:
         if module.path not in starters:
             assert module.used("subprocess") <= {"Popen"}, module.path
             assert not {call for call in module.called() if call.startswith("subprocess.")}
-        assert not module.used("os") & {"system", "popen", "fork", "execv", "execvp", "spawnv"}
+        allowed = {"fork", "execvp"} if module.path == "images/admit.py" else set()
+        started = module.used("os") & {"system", "popen", "fork", "execv", "execvp", "spawnv"}
+        assert started <= allowed, module.path
 
 
 def test_one_place_prints(on_host):
     allowed = {
+        "images/admit.py": {"os.write"},
         "planyard/edge/console.py": {"stdout", "stderr"},
         "builders/cli.py": {"typer.echo"},  # --version, before there is a console
     }
@@ -224,7 +229,8 @@ def test_scripts_for_containers_stand_alone(inside):
 
 def test_modules_are_small(everything):
     lengths = {module.path: len(module.text.splitlines()) for module in everything}
-    assert {path: lines for path, lines in lengths.items() if lines > MODULE_LINES} == {}
+    long = {path for path, lines in lengths.items() if lines > ONE_FILE.get(path, MODULE_LINES)}
+    assert long == set()
 
 
 def test_functions_are_small(everything):

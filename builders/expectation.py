@@ -1,0 +1,278 @@
+"""What an image expects of the machine it starts on, baked into it for `images/admit.py`.
+
+An image whose Dockerfile stage copies `planyard-admission/…` is given two files there: `admit.py`,
+which lies beside its context's other files, and `expect.json`, made here from the matrix: backend,
+pins, the SMs of its cells, the packages of its lock. Both are part of the image's recipe. Every
+check is `on`, or `off` with a reason that ends up in the capability snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+
+from builders.wheels import Requirement
+from planyard.core.cells import Cell
+from planyard.core.compat import pinned_version
+from planyard.core.digest import canonical_json, digest_of_bytes
+from planyard.core.errors import InputError
+from planyard.core.matrix import GPU_BACKENDS, PLAN_BACKENDS, Image, Matrix, Pins
+from planyard.edge import files
+
+EXPECTATION_SCHEMA = 1
+ADMISSION_FOLDER = "planyard-admission"
+_ADMIT = "admit.py"
+_EXPECT = "expect.json"
+_RUN = "run"  # an empty folder, for the snapshot and the metric
+# Larger plans would make the start wait for their digest: 64 MiB take about 50 ms.
+DIGEST_LIMIT_BYTES = 64 << 20
+
+# Wheels that install files under the import name `onnxruntime`: the last one installed wins.
+_ONNXRUNTIMES = (
+    *("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino"),
+    *("onnxruntime-qnn", "onnxruntime-training"),
+)
+_RUNTIME_PACKAGE = {"onnxruntime-cpu": "onnxruntime", "onnxruntime-cuda": "onnxruntime-gpu"}
+_GPU_CHECKS = ("toolkit", "devices", "driver", "cuda", "gpu", "sm")
+
+
+class PlanExpected(msgspec.Struct, frozen=True, kw_only=True):
+    """A plan that lies in the image: `sha256` is 64 hex digits, `sms` those it was made for."""
+
+    path: str
+    size_bytes: int
+    sha256: str
+    sms: tuple[int, ...]
+    verify: str
+
+
+def expect_plan(path: str, *, digest: str, size_bytes: int, sms: Sequence[int]) -> PlanExpected:
+    """A plan to be looked at when the image starts: by its digest, or by its header if large."""
+    return PlanExpected(
+        path=path,
+        size_bytes=size_bytes,
+        sha256=digest.removeprefix("sha256:"),
+        sms=tuple(sms),
+        verify="header" if size_bytes > DIGEST_LIMIT_BYTES else "digest",
+    )
+
+
+class DriverExpected(msgspec.Struct, frozen=True, kw_only=True):
+    """A driver branch; newer ones run what older ones do, but plans compiled on a GPU know it."""
+
+    branch: int
+    newer: bool
+
+
+class ProviderExpected(msgspec.Struct, frozen=True, kw_only=True):
+    """An execution provider and the files it cannot work without, below a site folder."""
+
+    name: str
+    files: tuple[str, ...] = ()
+
+
+class PlansExpected(msgspec.Struct, frozen=True, kw_only=True):
+    """Which plans can be served, and those that are in the image."""
+
+    kind: str
+    version: str
+    files: tuple[PlanExpected, ...] = ()
+
+
+class Admission(msgspec.Struct, frozen=True, kw_only=True):
+    """What an image's owner says about its start, besides what follows from the matrix.
+
+    `mig` is `none` (whole GPUs only) or a profile like `1g.10gb`. `off` turns checks off, each
+    with its reason. `site` are the folders of Python packages in the image.
+    """
+
+    free_memory_bytes: int = 0
+    mig: str = ""
+    off: dict[str, str] = {}
+    plans: tuple[PlanExpected, ...] = ()
+    site: tuple[str, ...] = ()
+    snapshot: str = "/run/planyard/capability.json"
+    metrics: str = "/run/planyard/planyard.prom"
+    gpu_seconds: int = 5
+
+
+class Expectation(msgspec.Struct, frozen=True, kw_only=True):
+    """`/etc/planyard/expect.json`; docs/admission.md describes each field."""
+
+    schema: int = EXPECTATION_SCHEMA
+    image: str
+    backend: str
+    checks: dict[str, str]
+    driver: DriverExpected
+    cuda: str
+    sms: tuple[int, ...]
+    free_bytes: int
+    mig: str
+    site: tuple[str, ...]
+    packages: dict[str, str]
+    rivals: tuple[str, ...]
+    libraries: tuple[str, ...]
+    provider: ProviderExpected
+    plans: PlansExpected
+    snapshot: str
+    metrics: str
+    gpu_seconds: int
+
+    def to_json(self) -> bytes:
+        """The bytes that are baked into the image."""
+        return canonical_json(msgspec.to_builtins(self)) + b"\n"
+
+
+def expectation_of(
+    name: str,
+    *,
+    matrix: Matrix,
+    cells: Sequence[Cell],
+    wheels: Sequence[Requirement] = (),
+    admission: Admission | None = None,
+) -> Expectation:
+    """What the image `name` expects: `cells` are all of the matrix, `wheels` those of its lock."""
+    spec, pins, said = matrix.images[name], matrix.pins, admission or Admission()
+    unknown = sorted(set(said.off) - {*_GPU_CHECKS, *_OTHER_CHECKS})
+    if unknown:
+        raise InputError([f"images.{name}: there is no check {each!r}" for each in unknown])
+    packages = _packages(spec, pins, wheels)
+    libraries = _libraries(spec, pins)
+    provider = _provider(spec)
+    reasons = {
+        **_reasons(spec, said, packages=packages, libraries=libraries, provider=provider),
+        **said.off,
+    }
+    return Expectation(
+        image=name,
+        backend=spec.backend,
+        checks={
+            check: f"off: {reasons[check]}" if check in reasons else "on"
+            for check in (*_GPU_CHECKS, *_OTHER_CHECKS)
+        },
+        # A plan of classic TensorRT is compiled on a GPU, under one driver branch.
+        driver=DriverExpected(branch=int(pins.driver), newer=spec.backend != "tensorrt"),
+        cuda=pins.cuda,
+        sms=tuple(sorted({cell.sm for cell in cells if cell.image == name and cell.sm})),
+        free_bytes=said.free_memory_bytes,
+        mig=said.mig or "none",
+        site=said.site or (f"/usr/local/lib/python{pins.python}/dist-packages",),
+        packages=packages,
+        rivals=tuple(each for each in _ONNXRUNTIMES if each not in packages)
+        if spec.backend in _RUNTIME_PACKAGE
+        else (),
+        libraries=libraries,
+        provider=provider,
+        plans=PlansExpected(
+            kind=spec.backend, version=pinned_version(pins, spec.backend), files=said.plans
+        ),
+        snapshot=said.snapshot,
+        metrics=said.metrics,
+        gpu_seconds=said.gpu_seconds,
+    )
+
+
+_OTHER_CHECKS = ("memory", "mig", "libraries", "packages", "provider", "plans")
+
+
+def _reasons(
+    spec: Image,
+    said: Admission,
+    *,
+    packages: Mapping[str, str],
+    libraries: Sequence[str],
+    provider: ProviderExpected,
+) -> dict[str, str]:
+    """Why checks are off that have nothing to look for."""
+    found = {}
+    if spec.backend not in GPU_BACKENDS:
+        no_gpu = f"{spec.backend} needs no GPU"
+        found = dict.fromkeys((*_GPU_CHECKS, "memory", "mig"), no_gpu)
+    if not said.free_memory_bytes:
+        found.setdefault("memory", "no floor of device memory is set for this image")
+    if not said.mig:
+        found.setdefault("mig", "whole GPUs and MIG slices are both accepted")
+    if not packages:
+        found["packages"] = "the image has no lock that names its packages"
+    if not libraries:
+        found["libraries"] = f"{spec.backend} brings its libraries in its own package"
+    if not provider.files:
+        found["provider"] = f"{provider.name} has no library of its own"
+    if spec.backend not in PLAN_BACKENDS:
+        found["plans"] = f"{spec.backend} serves models, not plans"
+    return found
+
+
+def _packages(spec: Image, pins: Pins, wheels: Sequence[Requirement]) -> dict[str, str]:
+    """The packages of the lock; pip is used in a builder stage and never installed."""
+    found = {each.name: each.version for each in wheels if each.name != "pip"}
+    runtime = _RUNTIME_PACKAGE.get(spec.backend)
+    if runtime:
+        found.setdefault(runtime, pins.onnxruntime.version)
+    return found
+
+
+def _libraries(spec: Image, pins: Pins) -> tuple[str, ...]:
+    """What the backend's own library names in its ELF header, and what it opens at run time."""
+    cuda, cudnn = pins.cuda.split(".")[0], pins.cudnn.split(".")[0]
+    named: Mapping[str, tuple[str, ...]] = {
+        "onnxruntime-cuda": (
+            f"libcublas.so.{cuda}",
+            f"libcublasLt.so.{cuda}",
+            f"libcudart.so.{cuda}",
+            "libcurand.so.10",  # of CUDA 11, 12 and 13
+            f"libcudnn.so.{cudnn}",
+        ),
+        "tensorrt-rtx": (f"libtensorrt_rtx.so.{pins.tensorrt_rtx.split('.')[0]}",),
+        "tensorrt": (f"libnvinfer.so.{pins.tensorrt.split('.')[0]}",),
+    }
+    return tuple(dict.fromkeys((*named.get(spec.backend, ()), *spec.lazy_libraries)))
+
+
+def _provider(spec: Image) -> ProviderExpected:
+    folder = "onnxruntime/capi/libonnxruntime_providers_"
+    names = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-cpu": "CPUExecutionProvider"}
+    wanted = ("cuda.so", "shared.so") if spec.backend == "onnxruntime-cuda" else ()
+    return ProviderExpected(
+        name=names.get(spec.backend, spec.backend),
+        files=tuple(f"{folder}{each}" for each in wanted),
+    )
+
+
+# How both files get into an image
+
+
+def wants_admission(stages: str) -> bool:
+    """Whether the instructions of an image's stages copy what is made here."""
+    return f"{ADMISSION_FOLDER}/" in stages
+
+
+def admission_digests(expectation: Expectation, *, context: Path) -> dict[str, str]:
+    """What the image's recipe says of the files that `stage_admission` lays into its context."""
+    return {
+        f"{ADMISSION_FOLDER}/{name}": f"{digest_of_bytes(data)} 644"
+        for name, data in _admission_files(expectation, context)
+    }
+
+
+def stage_admission(expectation: Expectation, *, context: Path, staged: Path) -> None:
+    """Lay admit.py, expect.json and an empty folder into a copy of the build context."""
+    folder = staged / ADMISSION_FOLDER
+    (folder / _RUN).mkdir(parents=True)
+    (folder / _RUN).chmod(0o755)
+    for name, data in _admission_files(expectation, context):
+        files.write_bytes(folder / name, data)
+        (folder / name).chmod(0o644)
+
+
+def _admission_files(expectation: Expectation, context: Path) -> Iterator[tuple[str, bytes]]:
+    try:
+        yield _ADMIT, (context / _ADMIT).read_bytes()
+    except OSError as error:
+        raise InputError(
+            [f"{context / _ADMIT}: {error.strerror}; a stage copies {ADMISSION_FOLDER}/{_ADMIT}"],
+            mend="copy images/admit.py of planyard into the build context",
+        ) from error
+    yield _EXPECT, expectation.to_json()
