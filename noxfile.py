@@ -39,7 +39,7 @@ def build(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def tests(session: nox.Session) -> None:
-    """Run the tests; `-- --require docker,network,s3,registry,cosign` turns a skip for want of one into a failure.
+    """Run the tests; `-- --require docker,s3` turns a skip for want of these into a failure.
 
     What the machine lacks is installed first. Where that is refused, pytest goes on, and skips or,
     with --require, fails.

@@ -46,7 +46,7 @@ def main() -> None:
 
 def add_verbs() -> None:
     """Add every verb to the application."""
-    from builders import cli_build, cli_channels, cli_look, cli_sign, cli_store, cli_tend
+    from builders import cli_build, cli_channels, cli_log, cli_look, cli_sign, cli_store, cli_tend
 
-    for module in (cli_build, cli_channels, cli_look, cli_sign, cli_store, cli_tend):
+    for module in (cli_build, cli_channels, cli_log, cli_look, cli_sign, cli_store, cli_tend):
         module.add_to(app)

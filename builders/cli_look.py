@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from builders import cli_log
 from builders.cli_build import plan_app
 from builders.verbs import (
     DEFAULT_MATRIX,
@@ -63,7 +62,6 @@ CacheLimitOption = Annotated[
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the application."""
     app.command("cells")(cells)
-    cli_log.add_to(app)
     app.command("lookup")(lookup)
     plan_app.command("show")(plan_show)
     snapshot_app.command("show")(snapshot_show)

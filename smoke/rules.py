@@ -20,6 +20,7 @@ import msgspec
 from planyard.core.errors import InputError
 from planyard.core.findings import Severity
 from smoke.log_text import UNIT
+from smoke.prefilter import ESCAPES, SEPARATOR, Prefilter
 
 if TYPE_CHECKING:
     import re2
@@ -33,8 +34,12 @@ _BUILT_IN = {
     "gap": r"(?:[^.;\n\x1e]|\.[^ \n\x1d\x1e])*?",
     "far": r"[^\n\x1e]*?",
     "near": r"[^\n\x1d\x1e]*?(?:\x1d[^\n\x1d\x1e]*?){0,2}",
+    "sep": SEPARATOR,
+    "escape": ESCAPES,
     "end": r"(?:[.,!;)\"'\n\x1d\x1e]|\z)",
 }
+GROUP = 6
+"""Rules searched for at once: fewer searches, and their automaton is still small."""
 Words = Mapping[str, tuple[str, ...]]
 """The vocabulary: each word with its wordings."""
 
@@ -77,6 +82,7 @@ _Entry = TypeVar("_Entry", Rule, Allow)
 
 class _RulesFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     schema: Literal[1]
+    anchors: tuple[str, ...]
     first_pass: tuple[str, ...]
     words: dict[str, tuple[str, ...]]
     rule: tuple[Rule, ...]
@@ -87,12 +93,19 @@ class RuleSet:
     """Rules and allow list, patterns with their words filled in; compiled at the first search.
 
     Rules are ordered: failing ones first, then as in the file. The first that matches names a hit.
-    `first_pass` are patterns of which one matches wherever a rule does.
+    `first_pass` are patterns of which one matches wherever a rule does; `prefilter` is the same
+    for raw bytes.
     """
 
     def __init__(
-        self, rules: Iterable[Rule], allow: Iterable[Allow] = (), *, first_pass: Iterable[str]
+        self,
+        rules: Iterable[Rule],
+        allow: Iterable[Allow] = (),
+        *,
+        first_pass: Iterable[str],
+        prefilter: Prefilter,
     ) -> None:
+        self.prefilter = prefilter
         self.rules = tuple(sorted(rules, key=lambda rule: rule.severity != "fail"))
         self.allow = tuple(allow)
         self.first_pass = tuple(first_pass)
@@ -104,9 +117,14 @@ class RuleSet:
             for entry in self.allow
             if stage in entry.scope.stage and fnmatchcase(process, entry.scope.process)
         )
-        if allow == self.allow:
-            return self
-        return RuleSet(self.rules, allow, first_pass=self.first_pass)
+        return self if allow == self.allow else self._allowing(allow)
+
+    def with_allow(self, entries: Iterable[Allow]) -> RuleSet:
+        """The same rules with more allow entries."""
+        return self._allowing((*self.allow, *entries))
+
+    def _allowing(self, allow: tuple[Allow, ...]) -> RuleSet:
+        return RuleSet(self.rules, allow, first_pass=self.first_pass, prefilter=self.prefilter)
 
     def suspect(self, block: bytes, position: int) -> tuple[int, int] | None:
         """The next span at or after `position` in whole cleaned lines that may hold a loss."""
@@ -121,9 +139,11 @@ class RuleSet:
         """The first rule that finds a loss in this one message (cleaned UTF-8), or None."""
         if self._allow is not None:
             message = self._allow.sub(UNIT, message)
-        for rule, pattern in zip(self.rules, self._patterns, strict=True):
-            if pattern.search(message):
-                return rule
+        for start, group in zip(range(0, len(self.rules), GROUP), self._groups, strict=True):
+            if group.search(message):
+                for number in range(start, min(start + GROUP, len(self.rules))):
+                    if self._patterns[number].search(message):
+                        return self.rules[number]
         return None
 
     def allowed_spans(self, message: bytes) -> list[tuple[int, int]]:
@@ -138,8 +158,8 @@ class RuleSet:
 
     @functools.cached_property
     def _groups(self) -> tuple[re2._Regexp, ...]:
-        # Six at a time is fastest (docs/log-gate.md): fewer searches, automata still small.
-        groups = (self.rules[start : start + 6] for start in range(0, len(self.rules), 6))
+        starts = range(0, len(self.rules), GROUP)
+        groups = (self.rules[start : start + GROUP] for start in starts)
         return tuple(
             compile_patterns(text for rule in group for text in rule.patterns) for group in groups
         )
@@ -176,11 +196,12 @@ def read_rules(text: str, *, name: str = "rules.toml") -> RuleSet:
     first_pass = [
         _filled_pattern("first_pass", text, file.words, problems) for text in file.first_pass
     ]
+    anchors = [_filled_pattern("anchors", text, file.words, problems) for text in file.anchors]
     rules = [_filled(rule, file.words, problems) for rule in file.rule]
     allow = [_filled(entry, file.words, problems) for entry in file.allow]
     if problems:
         raise InputError([f"{name}: {problem}" for problem in problems])
-    return RuleSet(rules, allow, first_pass=first_pass)
+    return RuleSet(rules, allow, first_pass=first_pass, prefilter=Prefilter(tuple(anchors)))
 
 
 def problems_of(ruleset: RuleSet) -> list[str]:
@@ -200,6 +221,8 @@ def problems_of(ruleset: RuleSet) -> list[str]:
             problems.append(f"{entry.id}: the pattern does not find its own example")
         elif isinstance(entry, Rule) and ruleset.suspect(example, 0) is None:
             problems.append(f"{entry.id}: first_pass does not find its example")
+        elif isinstance(entry, Rule) and not ruleset.prefilter.ends(example):
+            problems.append(f"{entry.id}: no anchor stands in its example")
         elif isinstance(entry, Allow) and ruleset.match(example) is not None:
             problems.append(f"{entry.id}: a rule still finds something in its example")
     return problems

@@ -10,16 +10,17 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 from engines.store import objects as names
 from engines.store import packs
 from engines.store.chunk_map import ChunkMap, map_to_bytes, pack_records
 from engines.store.chunking import CUT
 from engines.store.objects import Objects
-from engines.store.protocol import hex_of_digest
+from engines.store.protocol import hex_of_digest, verified
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError
 
@@ -91,6 +92,13 @@ class ChunkWriter:
                 self._close_pack()
         self._sequence.append(number)
 
+    def send_pack(self, source: Objects, digest: str, chunks: Sequence[packs.PackedChunk]) -> None:
+        """Have a whole pack of another place here; `chunks` are those of it that are needed."""
+        self._know(digest, chunks)
+        name = names.pack_name(self._family, digest)
+        self.new_bytes += sum(each.length for each in chunks)
+        self._begin(self._send, source, name)
+
     def add_known(self, digest: bytes) -> None:
         """The next chunk of the blob, which `has` says is stored."""
         self._sequence.append(self._found[digest])
@@ -127,9 +135,17 @@ class ChunkWriter:
         self._packs.append("")
         self._headers.append(len(header))
         self._open, self._payload, self._payload_bytes = [], [], 0
+        self._begin(self._write_pack, pack, header, payload)
+
+    def _begin(self, work: Callable[..., None], *arguments: Any) -> None:
+        """Work beside the caller; what is under way, and in memory, is bounded."""
         if len(self._writing) >= self._ahead:
             self._writing.popleft().result()
-        self._writing.append(self._pool.submit(self._write_pack, pack, header, payload))
+        self._writing.append(self._pool.submit(work, *arguments))
+
+    def _send(self, source: Objects, name: str) -> None:
+        pieces = verified(names.digest_of_name(name), source.read(name), where=source.url)
+        self._objects.write(name, tuple(pieces), proved=True)
 
     def _write_pack(self, pack: int, header: bytes, payload: list[bytes]) -> None:
         seen = hashlib.sha256(header)

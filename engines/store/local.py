@@ -32,7 +32,7 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a FIFO mus
 _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, socket, folder
 _TEMPORARY = re.compile(r"\..{1,40}\.[a-z0-9_]{8}")  # what files.atomic_write makes
 _PIECE_BYTES = 1 << 20
-_RANGE_BYTES = 8 << 20  # what a reader of chunks asks for at once comes without a copy
+_RANGE_BYTES = 9 << 20  # what a reader of chunks asks for at once comes without a copy
 _CHANNELS = "channels"
 
 

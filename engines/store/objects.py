@@ -83,7 +83,7 @@ class Objects(Protocol):
         ...
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> Iterator[bytes]:
-        """The bytes from `start`, at most `length`, in pieces of at most 8 MiB; not verified.
+        """The bytes from `start`, at most `length`, in pieces of at most 9 MiB; not verified.
 
         Raises FileNotFoundError at once when the object is missing. A range past the end gives
         what there is. A connection that breaks is taken up again from where it broke, or ends

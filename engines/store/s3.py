@@ -24,6 +24,8 @@ from planyard.edge.s3 import BrokenError, Patience, RefusedError
 from planyard.edge.s3_bucket import Body, Bucket
 
 PIECE_BYTES = 1 << 20
+RANGE_BYTES = 9 << 20
+"""A range that a reader of chunks asks for comes in one piece: joining costs as much as hashing."""
 SINGLE_BYTES = 32 << 20
 """Bytes at hand up to this size are sent in one request."""
 
@@ -101,7 +103,8 @@ class S3Objects:
             return iter(())
         end = None if length is None else start + length
         body = self._opened(key, start=start, end=end)
-        return self._pieces(key, body)
+        step = min(length or PIECE_BYTES, RANGE_BYTES)
+        return self._pieces(key, body, step_bytes=step)
 
     def write(
         self, name: str, source: bytes | Iterable[bytes] | Path, *, proved: bool = False
@@ -212,13 +215,13 @@ class S3Objects:
                 return body
         raise StoreError(f"s3://{self.bucket.name}/{key}: the server sent other ranges than asked")
 
-    def _pieces(self, key: str, body: Body | None) -> Iterator[bytes]:
+    def _pieces(self, key: str, body: Body | None, *, step_bytes: int) -> Iterator[bytes]:
         """The bytes of an answer; where it breaks, of another that goes on there."""
         left = _TRIES
         while body:
             at = body.start
             try:
-                for piece in body.pieces(PIECE_BYTES):
+                for piece in body.pieces(step_bytes):
                     at += len(piece)
                     yield piece
             except BrokenError as error:

@@ -25,6 +25,7 @@ from planyard.edge.s3_bucket import Bucket, Held, Part
 
 PART_BYTES = 16 << 20
 MAX_PARTS = 10_000
+_TRIES = 4
 IN_FLIGHT = 4
 DIGEST = "planyard-digest"
 """The metadata of an object that was made of parts after all of them had proved to be right."""
@@ -107,19 +108,34 @@ class Uploads:
         self._fill(key, upload, blocks, digest=digest, there={})
 
     def send_file(self, key: str, path: Path, *, digest: str) -> None:
-        """Send a file, on top of what an upload of it that was killed has left."""
-        for upload in self._bucket.uploads(key)[:1]:
+        """Send a file, on top of what an upload of it that was killed has left.
+
+        Whether that was killed cannot be seen: another writer may be at it, and end it under us, as
+        may one who joins an upload of our own. Then the object is there, or it is begun anew.
+        """
+        with reading(path):
+            size_bytes = path.stat().st_size
+        for upload in (*self._bucket.uploads(key)[:1], *[None] * _TRIES):
             try:
-                there = {one.number: one for one in self._bucket.parts(key, upload)}
-                self._fill_from_file(key, upload, path, digest=digest, there=there)
+                self._join(key, upload, path, digest=digest)
             except RefusedError as error:
-                # Another writer has ended the upload, or it is not one of ours.
                 if error.status not in (400, 404) or error.code == "NoSuchBucket":
                     raise
+                last = error
+                if self.has(key, digest=digest, size_bytes=size_bytes):
+                    return
             else:
                 return
-        upload = self._bucket.begin_upload(key, metadata={DIGEST: digest})
-        self._fill_from_file(key, upload, path, digest=digest, there={})
+        raise last
+
+    def _join(self, key: str, upload: str | None, path: Path, *, digest: str) -> None:
+        """Send what an upload lacks, or all of a new one."""
+        there = {}
+        if upload is None:
+            upload = self._bucket.begin_upload(key, metadata={DIGEST: digest})
+        else:
+            there = {one.number: one for one in self._bucket.parts(key, upload)}
+        self._fill_from_file(key, upload, path, digest=digest, there=there)
 
     def has(self, key: str, *, digest: str, size_bytes: int) -> bool:
         """Whether the object is there, and is known to be right without fetching it."""

@@ -6,6 +6,7 @@ rest, and what is small, is one object. Docs/store.md has the layout.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -88,8 +89,8 @@ class ObjectStore:
                     file.writelines(whole)
                 return
             found = self.map_to_read(digest)
-            runs = (run.data for run in read_runs(self.objects, found))
-            with files.atomic_write(path, sync=False) as file:
+            runs = (run.data for run in read_runs(self.objects, found, verify=False))
+            with self._naming_damage(found), files.atomic_write(path, sync=False) as file:
                 write_verified(file, runs, digest=digest, where=self.url)
         except OSError as error:
             raise protocol.refused(f"{path} could not be written", error) from error
@@ -172,10 +173,29 @@ class ObjectStore:
         return protocol.verified(digest, pieces, where=f"{self.url}: {name}")
 
     def _open_chunks(self, digest: str) -> Iterator[bytes]:
+        return self._chunks_of(self.map_to_read(digest))
+
+    def _chunks_of(self, found: ChunkMap) -> Iterator[bytes]:
         from engines.store.chunk_reader import read_runs
 
-        runs = read_runs(self.objects, self.map_to_read(digest))
-        return protocol.verified(digest, (bytes(run.data) for run in runs), where=self.url)
+        runs = read_runs(self.objects, found, verify=False)
+        pieces = (bytes(run.data) for run in runs)
+        with self._naming_damage(found):
+            yield from protocol.verified(found.blob, pieces, where=self.url)
+
+    @contextlib.contextmanager
+    def _naming_damage(self, found: ChunkMap) -> Iterator[None]:
+        """For a blob that is not what it should be, say which of its chunks is not."""
+        from engines.store.chunk_reader import PackLostError, read_runs
+
+        try:
+            yield
+        except PackLostError:
+            raise
+        except IntegrityError:
+            for _ in read_runs(self.objects, found):
+                pass
+            raise
 
     def _is_claimed(self, digest: str) -> bool:
         """Whether a whole blob is there, and stays there: a new one needs no claim."""

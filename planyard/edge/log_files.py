@@ -8,9 +8,12 @@ import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, cast
 
 from planyard.core.errors import InputError
+
+if TYPE_CHECKING:
+    from io import BufferedReader
 
 _PIECE_BYTES = 1 << 20
 _GZIP = b"\x1f\x8b"
@@ -63,7 +66,8 @@ def pieces_of(file: Path) -> Iterator[bytes]:
 
 def pieces_of_stdin() -> Iterator[bytes]:
     """Standard input in pieces as they come, of at most 1 MiB."""
-    while piece := sys.stdin.buffer.read1(_PIECE_BYTES):
+    stream = cast("BufferedReader", sys.stdin.buffer)
+    while piece := stream.read1(_PIECE_BYTES):
         yield piece
 
 

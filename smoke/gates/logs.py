@@ -47,54 +47,77 @@ class LogScanner:
     A line fed whole is judged at once; a message wrapped over lines when its last line is fed.
     """
 
-    def __init__(self, rules: RuleSet) -> None:
+    def __init__(self, rules: RuleSet, *, exact: bool = False) -> None:
+        """`exact` judges all there is, without looking for anchors first: the tests compare."""
         self._rules = rules
+        self._exact = exact
         self._decoder = LogDecoder()
-        self._pending = bytearray()
-        self._context = b""
+        self._text = bytearray()  # lines of context, judged before, then what is still to judge
+        self._context_size = 0
         self._line = 1  # number of the first line in the context
+        self._counted = 0  # while a block is judged: the offset that the line number is of
         self._reported: set[int] = set()
 
     def feed(self, data: bytes) -> list[LogHit]:
         """Take the next bytes; the hits that are certain now."""
-        self._pending += self._decoder.feed(data)
+        self._text += self._decoder.feed(data)
         hits: list[LogHit] = []
         while True:
-            end = self._pending.rfind(b"\n", 0, BLOCK_BYTES) + 1
-            if not end and len(self._pending) >= BLOCK_BYTES:
-                end = BLOCK_BYTES  # a line longer than a block is judged in pieces
+            begin, size = self._context_size, len(self._text) - self._context_size
+            # Twice the block, so that blocks read from a file are not cut in two.
+            reach = size if size <= 2 * BLOCK_BYTES else BLOCK_BYTES
+            end = self._text.rfind(b"\n", begin, begin + reach) + 1
+            if not end and size >= BLOCK_BYTES:
+                end = begin + BLOCK_BYTES  # a line longer than a block is judged in pieces
             if not end:
                 return hits
-            hits += self._judge(bytes(self._pending[:end]))
-            del self._pending[:end]
+            hits += self._judge(end)
 
     def close(self) -> list[LogHit]:
         """The hits of a last line without a newline."""
-        rest, self._pending = bytes(self._pending), bytearray()
-        return self._judge(rest) if rest else []
+        end = len(self._text)
+        return self._judge(end) if end > self._context_size else []
 
-    def _judge(self, block: bytes) -> list[LogHit]:
-        text = self._context + block
-        news = self._line + self._context.count(b"\n")
+    def _judge(self, end: int) -> list[LogHit]:
+        news = self._line + self._text.count(b"\n", 0, self._context_size)
         hits = []
-        for hit, lines in _scan_block(text, self._rules, first_line=self._line):
+        for hit, lines in self._scan(end):
             # What lies in the context alone was judged with the block before.
             if lines.stop > news and self._reported.isdisjoint(lines):
                 self._reported.update(lines)
                 hits.append(hit)
-        self._keep_context(text)
+        self._drop_all_but_context(end)
         return hits
 
-    def _keep_context(self, text: bytes) -> None:
-        """Keep the last two lines, or the end of a longer one, for the next block."""
-        start = len(text)
-        for _ in range(_WINDOW if text.endswith(b"\n") else 1):
-            start = text.rfind(b"\n", max(0, len(text) - _CONTEXT_BYTES), max(start - 1, 0)) + 1
+    def _scan(self, end: int) -> Iterator[tuple[LogHit, range]]:
+        """Judge the parts of the text that may hold a loss."""
+        self._counted = 0
+        prefilter = self._rules.prefilter
+        for start, stop in [(0, end)] if self._exact else prefilter.regions(self._text, end):
+            self._count_to(start)
+            yield from _scan_block(
+                bytes(self._text[start:stop]), self._rules, first_line=self._line
+            )
+
+    def _count_to(self, position: int) -> None:
+        """Move on the line number to that of `position`."""
+        if position < self._counted:
+            self._line -= self._text.count(b"\n", position, self._counted)
+        else:
+            self._line += self._text.count(b"\n", self._counted, position)
+        self._counted = position
+
+    def _drop_all_but_context(self, end: int) -> None:
+        """Keep the last two lines before `end`, or the end of a longer one, for the next block."""
+        start = end
+        for _ in range(_WINDOW if self._text.endswith(b"\n", 0, end) else 1):
+            start = self._text.rfind(b"\n", max(0, end - _CONTEXT_BYTES), max(start - 1, 0)) + 1
             if start == 0:
                 break
-        start = start or max(0, len(text) - _CONTEXT_BYTES)
-        self._line += text.count(b"\n", 0, start)
-        self._context = text[start:]
+        start = start or max(0, end - _CONTEXT_BYTES)
+        self._count_to(start)
+        del self._text[:start]
+        self._context_size = end - start
         self._reported = {line for line in self._reported if line >= self._line}
 
 
@@ -170,7 +193,8 @@ def _scan_block(block: bytes, rules: RuleSet, *, first_line: int) -> Iterator[tu
         number += _lines_in(joined, counted, start)
         counted = start
         before, after = _message_around(joined, start, position)
-        if rules.may_match(joined[start:after]):
+        alone = (before, after) == (start, position)
+        if alone or rules.may_match(joined[start:after]):
             yield from _judge_lines(
                 _LINE_END.split(joined[before:after]),
                 judged=range(
@@ -230,6 +254,8 @@ def _judge_lines(
 
 def _allowed_as_part(lines: list[bytes], index: int, size: int, rules: RuleSet) -> bool:
     """Whether a loss in some lines is harmless words once the lines around them are read too."""
+    if size == len(lines):
+        return False
     reach = _WINDOW - 1
     for start in range(max(0, index - reach), index + 1):
         for stop in range(index + size, min(len(lines), index + size + reach) + 1):

@@ -41,6 +41,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=20, help="runs of each short command")
     parser.add_argument("--scratch", type=Path, help="a folder with room: --full needs 20 GB")
     parser.add_argument("--plans", type=Path, help="a folder with the three UNet plans: the store")
+    parser.add_argument("--logs", action="store_true", help="also the log gate beside ripgrep")
     parser.add_argument("--only-store", action="store_true", help="leave all other figures out")
     asked = parser.parse_args()
     asked.full = asked.full or asked.only_full
@@ -55,6 +56,10 @@ def _measure(asked: argparse.Namespace, scratch: Path) -> list[Section]:
         from tests.bench import full
 
         sections.append(full.measure(scratch / "full"))
+    if asked.logs:
+        from tests.bench import log_gate
+
+        sections.append(log_gate.measure(scratch / "logs", rounds=3))
     if asked.plans:
         from tests.bench import store
 

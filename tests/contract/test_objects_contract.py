@@ -17,7 +17,7 @@ from planyard.core.errors import InputError, IntegrityError, StoreError
 from tests.object_places import ObjectPlace
 
 MIB = 1 << 20
-PIECE_LIMIT_BYTES = 4 * MIB
+PIECE_LIMIT_BYTES = 9 * MIB
 BIG = random.Random(4).randbytes(17 * MIB + 3)
 KEY = digest_of_bytes(b"a key")
 HEX = "0123456789abcdef" * 4

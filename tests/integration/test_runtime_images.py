@@ -154,7 +154,12 @@ def test_no_file_is_newer_than_the_fixed_date(listing: tuple[tarfile.TarInfo, ..
 
 def test_it_is_not_root(opened: Opened) -> None:
     assert opened.config["User"] == "65532:65532"
-    assert opened.config["Entrypoint"] == ["/usr/bin/python3.11", "-I", "-S", "/opt/planyard/admit.py"]
+    assert opened.config["Entrypoint"] == [
+        "/usr/bin/python3.11",
+        "-I",
+        "-S",
+        "/opt/planyard/admit.py",
+    ]
     assert "PYTHONDONTWRITEBYTECODE=1" in opened.config["Env"]
 
 

@@ -70,6 +70,12 @@ def disguises(text: str) -> Iterator[tuple[str, bytes]]:
         b"2026-01-01T00:00:00Z stderr F " + json.dumps({"m": text}).encode(),
     )
     yield "truncated JSON", json.dumps({"m": text + "\n"}).encode()[:-1]
+    yield "Kubernetes line", b"2026-01-01T00:00:00.000000000Z stderr F " + plain
+    yield "syslog line", b"<27>1 2026-01-01T00:00:00Z host app 7 - - " + plain
+    yield "old syslog line", b"Jan  1 00:00:00 host app[7]: " + plain
+    yield "message under another key", json.dumps({"text": text, "level": 30}).encode()
+    yield "JSON in JSON", json.dumps({"log": json.dumps({"message": text}), "s": 1}).encode()
+    yield "traceback", b'  File "a.py", line 3, in f\nRuntimeError: ' + plain
     record = {"log": f"\x1b[31m{text}\n", "stream": "stderr", "time": "2026"}
     yield "Docker record", json.dumps(record).encode()
     for width in (40, 60, 80):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -17,6 +18,8 @@ from smoke.gates.logs import scan_text
 from smoke.rules import RULES_FILE, expand, load_rules, problems_of, read_rules
 
 DATA = Path(__file__).parents[1] / "data"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "log-gate.md"
+FROZEN = "32b4f47fe5f838fe1a5a64f45b2a11ecdae354f4847f0cb75737cc0fcc4bcf96"
 
 # Where a line comes from, by a word of its source; the first that fits.
 LIBRARIES = {
@@ -81,6 +84,16 @@ def figures_of(entries: list[dict[str, str]], title: str) -> tuple[float, float]
     return recall, precision
 
 
+def rows_of(entries: list[dict[str, str]], title: str) -> list[str]:
+    """The rows of the table in docs/log-gate.md, one for each library."""
+    rows = []
+    for library, row in sorted(table_of(entries).items(), key=lambda item: item[0] == "all"):
+        found, alarms, losses = row["found"], row["alarms"], row["losses"]
+        counts = f"{found}/{losses} | {found}/{found + alarms} | {row['harmless']}"
+        rows.append(f"| {title} | {library} | {counts} |")
+    return rows
+
+
 def test_recall_and_precision_on_the_corpus() -> None:
     assert figures_of(lines("fallback_lines.jsonl"), "corpus") == (1.0, 1.0)
 
@@ -88,8 +101,34 @@ def test_recall_and_precision_on_the_corpus() -> None:
 def test_recall_and_precision_on_lines_held_out() -> None:
     """A floor, not a proof: the rules were improved after each set was first measured."""
     recall, precision = figures_of(lines("heldout_lines.jsonl"), "held out")
-    assert recall >= 0.95
+    assert recall >= 0.97
     assert precision >= 0.98
+
+
+def test_recall_and_precision_on_lines_no_rule_was_written_from() -> None:
+    """Measured once. Improve rules from other lines; a miss in here stays a miss."""
+    recall, precision = figures_of(lines("heldout_lines_2.jsonl"), "held out, frozen")
+    assert recall >= 14 / 17
+    assert precision == 1.0
+
+
+def test_the_frozen_lines_are_those_that_were_measured() -> None:
+    data = (DATA / "heldout_lines_2.jsonl").read_bytes()
+    assert hashlib.sha256(data).hexdigest() == FROZEN
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("fallback_lines.jsonl", "corpus"),
+        ("heldout_lines.jsonl", "held out"),
+        ("heldout_lines_2.jsonl", "held out, frozen"),
+    ],
+)
+def test_the_table_in_the_documentation_is_fresh(name: str, title: str) -> None:
+    document = DOCUMENT.read_text("utf-8")
+    missing = [row for row in rows_of(lines(name), title) if row not in document]
+    assert missing == [], "put these rows into docs/log-gate.md"
 
 
 @pytest.mark.parametrize(("cls", "allowed"), [("WARN", {"warn"}), ("AMBIGUOUS", {"warn", "none"})])
@@ -122,6 +161,7 @@ def test_failing_rules_come_first() -> None:
 
 RULE = """
 schema = 1
+anchors = ['x']
 first_pass = ['x']
 [words]
 a = ['x<b>']
