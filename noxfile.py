@@ -42,13 +42,14 @@ def tests(session: nox.Session) -> None:
     """Run the tests; `-- --require docker,s3` turns a skip for want of these into a failure.
 
     What the machine lacks is installed first. Where that is refused, pytest goes on, and skips or,
-    with --require, fails.
+    with --require, fails. All of them run in two processes, of which one has the Docker engine.
     """
     install(session, "test")
     paths = [each for each in session.posargs if each.startswith("tests/")]
     if not paths or not all(path.startswith(QUICK) for path in paths):
         session.run("planyard", "setup", success_codes=[0, 5])
-    session.run("pytest", *session.posargs)
+    beside = [] if paths else ["-n", "2", "--dist", "loadgroup"]
+    session.run("pytest", *beside, *session.posargs)
 
 
 @nox.session(reuse_venv=True)

@@ -66,6 +66,17 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: one worker has the engine, and builds what its tests share."""
+    for item in items:
+        needs_engine = "engine_host" in getattr(item, "fixturenames", ())
+        if needs_engine or item.get_closest_marker("docker"):
+            group = "engine"
+        else:
+            group = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for name in NEEDS:
         if item.get_closest_marker(name):
