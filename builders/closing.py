@@ -66,8 +66,8 @@ def send_images(report: BuildReport, *, store: MirroredStore, console: Console) 
 
     An image whose snapshots are not near came from there.
     """
-    from engines.copying import CopyProgress, copy_images
     from engines.index import SNAPSHOTS
+    from engines.keeping.copying import CopyProgress, copy_images
 
     named = dict.fromkeys(each.image for each in report.snapshots)
     images = [image for image in named if any(store.near.entries(SNAPSHOTS, image))]

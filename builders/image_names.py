@@ -10,8 +10,8 @@ from planyard.core.errors import InputError, StoreError
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
-    from engines.channel_history import Head
-    from engines.channel_record import ChannelState
+    from engines.channels.history import Head
+    from engines.channels.record import ChannelState
     from engines.store.store import ObjectStore
 
 _DIGEST = re.compile(r".*[^a-z0-9._-].*|[0-9a-f]{12,}", re.DOTALL)
@@ -40,8 +40,8 @@ def image_named(store: ObjectStore, asked: str, *, root: Path) -> str:
 
 def trusted_head(store: ObjectStore, channel: str, *, root: Path) -> Head | None:
     """A channel as the store shows it, not older than this workspace has seen it; remembered."""
-    from engines.channel_history import read_head
-    from engines.channels_seen import seen_file, seen_state
+    from engines.channels.history import read_head
+    from engines.channels.seen import seen_file, seen_state
 
     seen = seen_state(seen_file(root), store=store.url, channel=channel)
     head = read_head(store, channel, seen=seen)
@@ -55,6 +55,6 @@ def trusted_head(store: ObjectStore, channel: str, *, root: Path) -> Head | None
 
 def remember(state: ChannelState, *, store: ObjectStore, root: Path) -> None:
     """Keep in mind that a channel was in this state."""
-    from engines.channels_seen import record_state, seen_file
+    from engines.channels.seen import record_state, seen_file
 
     record_state(seen_file(root), state, store=store.url)

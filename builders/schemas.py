@@ -6,12 +6,12 @@ from typing import Any
 
 import msgspec
 
-from engines.channel_history import ChannelHistory, Channels
-from engines.channels import Move
-from engines.checking import FsckReport
-from engines.copying import CopyReport
-from engines.evidence import EvidenceSet, EvidenceVerdict
-from engines.gc import GcReport
+from engines.channels.history import ChannelHistory, Channels
+from engines.channels.moves import Move
+from engines.evidence.sets import EvidenceSet, EvidenceVerdict
+from engines.keeping.checking import FsckReport
+from engines.keeping.copying import CopyReport
+from engines.keeping.gc import GcReport
 from engines.lookup import lookup_json_schema
 from engines.snapshot import Snapshot, any_json
 from planyard.core.cells import Cell, Dropped

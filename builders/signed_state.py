@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from builders.signing import Trust, name_of, trust_from, verifier_of
-from engines import evidence_seen as seen
-from engines.channel_images import Evidence
-from engines.promotion import EvidenceState
+from engines.channels.images import Evidence
+from engines.channels.promotion import EvidenceState
+from engines.evidence import seen
 from engines.store.store import ObjectStore
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.findings import Finding
@@ -84,7 +84,7 @@ def evidence_verifier(
     What is not genuine becomes a finding; that cosign could not do its work is raised, because
     then nothing is known. The highest version seen is remembered below `root`, as `verify` does.
     """
-    from engines.evidence import verify_image
+    from engines.evidence.sets import verify_image
 
     judged: list[str | None] = [*sorted(set(gpus))] or [None]
     verifier = verifier_of(trust, environment=environment)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from engines.evidence import Signer, Verifier
+from engines.evidence.sets import Signer, Verifier
 from planyard.core.digest import digest_of_bytes, digest_of_value
 from planyard.core.errors import InputError
 from planyard.edge.cosign_flags import checked_key

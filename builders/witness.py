@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from builders import signing
 from builders.signing import Trust
-from engines import evidence_seen as seen
-from engines.evidence import EvidenceSet, EvidenceVerdict, sign_image, verify_image
+from engines.evidence import seen
+from engines.evidence.sets import EvidenceSet, EvidenceVerdict, sign_image, verify_image
 from planyard.edge.clock import utc_now
 
 if TYPE_CHECKING:

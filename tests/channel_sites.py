@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from engines import index
-from engines.channels import Move, Mover, promote, rollback
+from engines.channels.moves import Move, Mover, promote, rollback
 from engines.store.manifest import OCI_MANIFEST
 from engines.store.objects import Objects, Pointer
 from engines.store.store import ObjectStore

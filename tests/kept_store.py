@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from engines import index
-from engines.marking import take_inventory
+from engines.keeping.marking import take_inventory
 from engines.snapshot import BudgetFigures, DeviceReport, Snapshot
 from engines.store.local import LocalObjects
 from engines.store.memory import MemoryObjects

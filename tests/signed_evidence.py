@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from engines import index
-from engines.evidence_entries import EVIDENCE
+from engines.evidence.entries import EVIDENCE
 from engines.snapshot import BudgetFigures, Commit, DeviceReport, Snapshot
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes, digest_of_value

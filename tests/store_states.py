@@ -14,13 +14,12 @@ import pytest
 from pyfastcdc import FastCDC
 
 from engines import index
-from engines.channel_history import PROMOTIONS, history, read_head
-from engines.channels import promote, rollback
-from engines.gc import collect
-from engines.marking import Policy
-from engines.store import chunking, claims, packs
+from engines.channels.history import PROMOTIONS, history, read_head
+from engines.channels.moves import promote, rollback
+from engines.keeping.gc import collect
+from engines.keeping.marking import Policy
+from engines.store import chunking, claims, packs, sources
 from engines.store import objects as names
-from engines.store import store as object_store
 from engines.store.local_store import LocalStore
 from planyard.core.digest import digest_of_bytes, digest_of_value
 from planyard.core.results import PlanRecord
@@ -301,7 +300,7 @@ def small_packs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chunking, "_FASTCDC", cutter)
     monkeypatch.setattr(chunking, "WINDOW_BYTES", 20_000)
     monkeypatch.setattr(packs, "PACK_BYTES", SMALL_PACK_BYTES)
-    monkeypatch.setattr(object_store, "SMALL_BYTES", 20_000)
+    monkeypatch.setattr(sources, "SMALL_BYTES", 20_000)
     monkeypatch.setattr(kept_store, "plan_bytes", _release_plan)
 
 

@@ -1,7 +1,7 @@
 """Looking at every object of a store: is it what its name says, and do maps and packs agree?
 
 Each object is read once, in pieces; of what was read only names are kept, and the headers of the
-packs that were looked at last. What the index says of all this is in engines/checking.py.
+packs that were looked at last. What the index says of all this is in engines/keeping/checking.py.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,12 +17,10 @@ from engines.store import claims, protocol
 from engines.store import objects as names
 from engines.store.chunk_map import MAP_LIMIT_BYTES, ChunkMap, map_from_bytes
 from engines.store.objects import Objects
+from engines.store.sources import given_pieces, is_large, opened, remove_taken
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError, StoreError
 from planyard.edge import files
-
-SMALL_BYTES = 1 << 20
-"""Blobs up to this size are kept whole, with a family or without."""
 
 
 class ObjectStore:
@@ -53,16 +50,16 @@ class ObjectStore:
     ) -> None:
         """Keep the bytes, verified: one read if they are here already, one write if not."""
         name = names.blob_name(digest)
-        if family is not None and _is_large(source):
+        if family is not None and is_large(source):
             self._put_chunks(digest, source, family=family)
         elif self._is_claimed(digest) and self.objects.is_near and self._is_intact(name):
-            protocol.drain(_given(digest, source))
+            protocol.drain(given_pieces(digest, source))
         elif take and isinstance(source, Path) and self.objects.adopt(name, source):
             return
         else:
             self.objects.write(name, source)
         if take and isinstance(source, Path):
-            _remove_taken(source)
+            remove_taken(source)
 
     def open_blob(self, digest: str) -> Iterator[bytes]:
         """The bytes in pieces, the last one after all of them are verified."""
@@ -220,11 +217,11 @@ class ObjectStore:
 
         self.claim((digest,))
         if self._has_good_chunks(digest):
-            protocol.drain(_given(digest, source))
+            protocol.drain(given_pieces(digest, source))
             return
         with (
             claims.family_claimed(self.objects, family),
-            _opened(source) as file,
+            opened(source) as file,
             ChunkWriter.opened(self.objects, family=family) as writer,
         ):
             cutter = Cutter(file, predict=writer.predict)
@@ -270,68 +267,3 @@ def write_verified(
     found = "sha256:" + whole.hexdigest()
     if found != digest:
         raise protocol.damaged(digest, found=found, where=where)
-
-
-class _Pieces:
-    """A file to read from, made of pieces."""
-
-    def __init__(self, pieces: Iterable[bytes]) -> None:
-        self._pieces, self._rest = iter(pieces), memoryview(b"")
-
-    def __enter__(self) -> _Pieces:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._rest = memoryview(b"")
-
-    def readinto(self, buffer: memoryview, /) -> int:
-        """Fill the start of `buffer`; 0 at the end."""
-        while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
-                return 0
-            self._rest = memoryview(piece)
-        count = min(len(buffer), len(self._rest))
-        buffer[:count] = self._rest[:count]
-        self._rest = self._rest[count:]
-        return count
-
-
-def _opened(source: Iterable[bytes] | Path) -> FileIO | _Pieces:
-    if not isinstance(source, Path):
-        return _Pieces(source)
-    try:
-        return FileIO(source)
-    except OSError as error:
-        raise StoreError(f"{source} could not be read: {error.strerror}") from error
-
-
-def _given(digest: str, source: Iterable[bytes] | Path) -> Iterator[bytes]:
-    """What a caller wants stored, in pieces, verified."""
-    if not isinstance(source, Path):
-        return protocol.verified(digest, source, where="what was given")
-    return protocol.verified(digest, _file_pieces(source), where=str(source))
-
-
-def _file_pieces(path: Path) -> Iterator[bytes]:
-    try:
-        with FileIO(path) as file:
-            while piece := file.read(files.CHUNK_BYTES):
-                yield piece
-    except OSError as error:
-        raise StoreError(f"{path} could not be read: {error.strerror}") from error
-
-
-def _remove_taken(source: Path) -> None:
-    try:
-        source.unlink(missing_ok=True)
-    except OSError as error:
-        raise protocol.refused(f"{source} is stored, but could not be removed", error) from error
-
-
-def _is_large(source: Iterable[bytes] | Path) -> bool:
-    """Whether a blob is cut into chunks; one that comes in pieces always is."""
-    try:
-        return not isinstance(source, Path) or source.stat().st_size > SMALL_BYTES
-    except OSError as error:
-        raise StoreError(f"{source} could not be read: {error.strerror}") from error

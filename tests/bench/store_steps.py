@@ -65,7 +65,7 @@ def _digest(file: str) -> None:
 
 def _rollback(folder: str, first: str, second: str) -> None:
     """Prints the median of seven rollbacks in milliseconds, without the start of Python."""
-    from engines.channels import Mover, promote, rollback
+    from engines.channels.moves import Mover, promote, rollback
     from engines.store.local_store import LocalStore
     from tests.channel_sites import image_with_plan
 

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engines.channel_history import PROMOTIONS, history, read_head
-from engines.channel_record import key_of_channel
-from engines.channels import Move, promote
+from engines.channels.history import PROMOTIONS, history, read_head
+from engines.channels.moves import Move, promote
+from engines.channels.record import key_of_channel
 from engines.store.store import ObjectStore
 from planyard.core.errors import IntegrityError, StoreError
 from tests.channel_sites import ANN, CHANNEL, Gathered, backwards, images, moved, small_image

@@ -13,7 +13,8 @@ from engines.store import chunking, packs
 from engines.store import objects as names
 from engines.store.chunk_map import MAP_LIMIT_BYTES
 from engines.store.copying import copy_blob
-from engines.store.store import SMALL_BYTES, ObjectStore
+from engines.store.sources import SMALL_BYTES
+from engines.store.store import ObjectStore
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError, LookupMissError, StoreError
 from tests.object_places import PLACES, MemoryStore, ObjectPlace

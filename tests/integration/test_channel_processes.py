@@ -9,8 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from engines.channel_history import PROMOTIONS, history, read_head
-from engines.channel_record import key_of_channel
+from engines.channels.history import PROMOTIONS, history, read_head
+from engines.channels.record import key_of_channel
 from engines.store.local_store import LocalStore
 from planyard.edge import proc
 from tests.channel_sites import CHANNEL, images, moved
@@ -22,7 +22,7 @@ PROMOTER = """
 import fcntl, sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from engines.channels import Mover, promote
+from engines.channels.moves import Mover, promote
 from engines.index import snapshots_of_image
 from engines.store.local_store import LocalStore
 from planyard.core.errors import StoreError
@@ -55,7 +55,7 @@ with ThreadPoolExecutor(int(threads)) as pool:
 STUCK = """
 import sys, threading
 from pathlib import Path
-from engines.channels import Mover, promote
+from engines.channels.moves import Mover, promote
 from engines.store.local_store import LocalStore
 
 store = LocalStore(Path(sys.argv[1]))

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from engines import index
-from engines.gc import collect
-from engines.marking import Policy
+from engines.keeping.gc import collect
+from engines.keeping.marking import Policy
 from engines.store import claims
 from engines.store import objects as names
 from engines.store.local_store import LocalStore
@@ -275,8 +275,8 @@ while (now := time.monotonic() - began) < 18:
 COLLECTOR = """
 import sys
 from pathlib import Path
-from engines.gc import collect
-from engines.marking import Policy
+from engines.keeping.gc import collect
+from engines.keeping.marking import Policy
 from engines.store.local_store import LocalStore
 
 store, freed = LocalStore(Path(sys.argv[1])), 0

@@ -8,12 +8,13 @@ import random
 import msgspec
 import pytest
 
-from engines import channel_history, index
-from engines.channel_history import PROMOTIONS, history, read_head, resolve_channel
-from engines.channel_record import Seen, key_of_channel
-from engines.channels import Mover, promote, rollback
-from engines.channels_seen import record_state, seen_file, seen_state
-from engines.promotion import EvidenceState, Waiver
+from engines import index
+from engines.channels import history as channel_history
+from engines.channels.history import PROMOTIONS, history, read_head, resolve_channel
+from engines.channels.moves import Mover, promote, rollback
+from engines.channels.promotion import EvidenceState, Waiver
+from engines.channels.record import Seen, key_of_channel
+from engines.channels.seen import record_state, seen_file, seen_state
 from engines.store import objects as names
 from engines.store.store import ObjectStore
 from planyard.core.digest import canonical_json, digest_of_bytes

@@ -13,14 +13,16 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import cli_channels, cli_sign, signing
+from builders import signing
+from builders.cli import channels as cli_channels
+from builders.cli import sign as cli_sign
+from builders.cli.verbs import open_store
 from builders.image_names import image_named
 from builders.signed_state import trust_wanted
 from builders.signing import Trust
-from builders.verbs import open_store
-from engines.channel_history import ChannelHistory, Channels
-from engines.channels import Move
-from engines.channels_seen import seen_file
+from engines.channels.history import ChannelHistory, Channels
+from engines.channels.moves import Move
+from engines.channels.seen import seen_file
 from planyard.core.errors import InputError, IntegrityError, LookupMissError
 from planyard.core.matrix import Promotion
 from planyard.edge.cosign_flags import CosignError

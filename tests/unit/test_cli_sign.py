@@ -11,12 +11,13 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import cli_sign, signing
+from builders import signing
+from builders.cli import sign as cli_sign
+from builders.cli.verbs import open_store
 from builders.signing import Trust
-from builders.verbs import open_store
 from engines import index
-from engines.evidence import EvidenceSet, EvidenceVerdict
-from engines.evidence_seen import seen_file
+from engines.evidence.seen import seen_file
+from engines.evidence.sets import EvidenceSet, EvidenceVerdict
 from planyard.edge.clock import utc_now
 from planyard.edge.cosign_flags import CosignError
 from tests.signed_evidence import FakeKey, a_site, later

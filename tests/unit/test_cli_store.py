@@ -9,8 +9,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import cli_store
-from builders.cli_store import parts_of_share, seconds_of_duration
+from builders.cli import store as cli_store
+from builders.cli.store import parts_of_share, seconds_of_duration
 from engines.store import objects as names
 from engines.store.local_store import LocalStore
 from planyard.core.errors import InputError

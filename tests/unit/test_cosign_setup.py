@@ -11,7 +11,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from builders import cli_tend, cosign_setup, setup
+from builders import cosign_setup, setup
+from builders.cli import tend as cli_tend
 from builders.cosign_setup import MODULE, MODULE_SUM, VERSION, ensure_cosign
 from builders.doctor import examine
 from builders.setup import SetupRefusedError

@@ -12,13 +12,11 @@ import threading
 import msgspec
 import pytest
 
-from engines import evidence_entries as entries
-from engines import evidence_rules as rules
-from engines import evidence_seen as seen
 from engines import index
-from engines import statements as in_toto
-from engines.evidence import EvidenceVerdict, sign_image, verify_image
-from engines.evidence_entries import EVIDENCE
+from engines.evidence import entries, rules, seen
+from engines.evidence import statements as in_toto
+from engines.evidence.entries import EVIDENCE
+from engines.evidence.sets import EvidenceVerdict, sign_image, verify_image
 from engines.store.local_store import LocalStore
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError, LookupMissError, StoreError

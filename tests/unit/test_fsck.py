@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from engines import channels
-from engines.channels import Mover
-from engines.checking import FsckReport, Problem, check_store
-from engines.repair import remove_damaged_objects, repair
+from engines.channels import moves as channels
+from engines.channels.moves import Mover
+from engines.keeping.checking import FsckReport, Problem, check_store
+from engines.keeping.repair import remove_damaged_objects, repair
 from engines.store import objects as names
 from engines.store import packs
 from engines.store.chunk_map import map_to_bytes, pack_records

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from engines import channels, index
-from engines.channels import Mover
-from engines.gc import GcReport, collect
-from engines.marking import Policy
+from engines import index
+from engines.channels import moves as channels
+from engines.channels.moves import Mover
+from engines.keeping.gc import GcReport, collect
+from engines.keeping.marking import Policy
 from engines.store import claims
 from engines.store import objects as names
 from engines.store.local_store import LocalStore

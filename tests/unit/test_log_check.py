@@ -13,7 +13,7 @@ import pytest
 import typer
 from typer.testing import CliRunner, Result
 
-from builders.cli_log import add_to
+from builders.cli.log import add_to
 from planyard.core.errors import InputError
 from planyard.edge.follow import GrowingFile, ticks
 from planyard.edge.log_files import in_order_of_writing, pieces_of

@@ -5,8 +5,9 @@ from __future__ import annotations
 import msgspec
 import pytest
 
-from engines import promotion
-from engines.channel_record import (
+from engines.channels import promotion
+from engines.channels.promotion import EvidenceState, Waiver
+from engines.channels.record import (
     ChannelRecord,
     ChannelState,
     Seen,
@@ -20,7 +21,6 @@ from engines.channel_record import (
     record_to_bytes,
     state_from_bytes,
 )
-from engines.promotion import EvidenceState, Waiver
 from engines.snapshot import BudgetFigures
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError

@@ -7,7 +7,7 @@ import json
 import msgspec
 import pytest
 
-from engines import statements as in_toto
+from engines.evidence import statements as in_toto
 from engines.snapshot import Commit
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import IntegrityError

@@ -11,9 +11,10 @@ import msgspec
 import pytest
 from typer.testing import CliRunner
 
-from engines import copying, index
-from engines.copying import CopyProgress, CopyReport, copy_images
-from engines.evidence_entries import EVIDENCE
+from engines import index
+from engines.evidence.entries import EVIDENCE
+from engines.keeping import copying
+from engines.keeping.copying import CopyProgress, CopyReport, copy_images
 from engines.lookup import lookup, pull
 from engines.store.local_store import LocalStore
 from engines.store.objects import BLOBS
@@ -292,7 +293,7 @@ def test_progress_is_told() -> None:
 def run(*args: str) -> tuple[int, str, str]:
     import typer
 
-    from builders.cli_copy import copy
+    from builders.cli.copy import copy
 
     app = typer.Typer()
     app.command("copy")(copy)

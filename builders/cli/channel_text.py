@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
-    from engines.channel_record import ChannelState
-    from engines.channels import Move
+    from engines.channels.moves import Move
+    from engines.channels.record import ChannelState
     from planyard.core.findings import Finding
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engines.evidence_entries import EVIDENCE
+from engines.evidence.entries import EVIDENCE
 from engines.index import IMAGES, PLANS, SNAPSHOTS, read_manifest
 from engines.snapshot import Snapshot, from_json
 from engines.store import objects as names

@@ -12,9 +12,9 @@ from typing import Annotated, TypeVar
 import msgspec
 from msgspec import Meta
 
-from engines import evidence_rules as rules
-from engines import statements as in_toto
-from engines.evidence_rules import SetClaims
+from engines.evidence import rules
+from engines.evidence import statements as in_toto
+from engines.evidence.rules import SetClaims
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import IntegrityError, StoreError

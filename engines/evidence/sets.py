@@ -14,10 +14,10 @@ from typing import Literal
 
 import msgspec
 
-from engines import evidence_rules as rules
 from engines import index
-from engines import statements as in_toto
-from engines.evidence_entries import (
+from engines.evidence import rules
+from engines.evidence import statements as in_toto
+from engines.evidence.entries import (
     EVIDENCE_SCHEMA,
     TRIES,
     Candidate,
@@ -28,9 +28,9 @@ from engines.evidence_entries import (
     put_entry,
     read_entry,
 )
-from engines.evidence_rules import Listed, SetClaims
+from engines.evidence.rules import Listed, SetClaims
+from engines.evidence.statements import Statement
 from engines.snapshot import Snapshot
-from engines.statements import Statement
 from engines.store.protocol import Store
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError, LookupMissError, StoreError

@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from engines import statements as in_toto
+from engines.evidence import statements as in_toto
+from engines.evidence.statements import Statement
 from engines.snapshot import Snapshot, UtcTime, from_json
-from engines.statements import Statement
 from planyard.core.digest import canonical_json, short
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.findings import Finding

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engines import index, promotion
-from engines.channel_record import ChannelState
+from engines import index
+from engines.channels import promotion
+from engines.channels.promotion import EvidenceState
+from engines.channels.record import ChannelState
 from engines.lookup_miss import explain_miss
-from engines.promotion import EvidenceState
 from engines.snapshot import Snapshot
 from engines.store.store import ObjectStore
 from planyard.core.errors import InputError, IntegrityError, LookupMissError

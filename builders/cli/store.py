@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from builders.verbs import JsonOption, StoreOption, open_store, verb
+from builders.cli.verbs import JsonOption, StoreOption, open_store, verb
 from planyard.core.errors import EXIT_DONE, InputError, IntegrityError
 from planyard.core.units import format_bytes, format_seconds
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
-    from engines.checking import FsckReport
-    from engines.gc import GcReport
+    from engines.keeping.checking import FsckReport
+    from engines.keeping.gc import GcReport
 
 store_app = typer.Typer(
     help="Keep a store: check it, collect its garbage, copy it.", no_args_is_help=True
@@ -29,7 +29,7 @@ _SHARE = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,3})?)%")
 
 def add_to(app: typer.Typer) -> None:
     """Add these verbs to the application."""
-    from builders.cli_copy import copy
+    from builders.cli.copy import copy
 
     store_app.command("copy")(copy)
     app.add_typer(store_app, name="store")
@@ -66,8 +66,8 @@ def fsck(
     """
     import msgspec
 
-    from engines.checking import check_store
-    from engines.repair import remove_damaged_objects, repair
+    from engines.keeping.checking import check_store
+    from engines.keeping.repair import remove_damaged_objects, repair
     from engines.store.fsck import Slice
 
     console = Console(quiet=json, result=True)
@@ -122,8 +122,8 @@ def gc(
     """
     import msgspec
 
-    from engines.gc import collect
-    from engines.marking import Policy
+    from engines.keeping.gc import collect
+    from engines.keeping.marking import Policy
 
     console = Console(quiet=json, result=True)
     grace_seconds = seconds_of_duration(grace)

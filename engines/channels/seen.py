@@ -11,7 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-from engines.channel_record import ChannelState, Seen
+from engines.channels.record import ChannelState, Seen
 from planyard.core.digest import canonical_json, digest_of_value
 from planyard.core.errors import InputError, StoreError
 from planyard.edge import files

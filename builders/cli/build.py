@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from builders.verbs import (
+from builders.cli.verbs import (
     DEFAULT_MATRIX,
     JsonOption,
     MatrixOption,

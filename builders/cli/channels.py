@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from builders.channel_text import show_channels, show_history, show_move
-from builders.cli_sign import IdentityOption, IssuerOption
-from builders.verbs import (
+from builders.cli.channel_text import show_channels, show_history, show_move
+from builders.cli.sign import IdentityOption, IssuerOption
+from builders.cli.verbs import (
     DEFAULT_MATRIX,
     JsonOption,
     MatrixOption,
@@ -25,9 +25,9 @@ from planyard.core.errors import EXIT_FINDINGS, InputError
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
-    from engines.channel_images import Evidence
-    from engines.channels import Move, Mover
-    from engines.promotion import Waiver
+    from engines.channels.images import Evidence
+    from engines.channels.moves import Move, Mover
+    from engines.channels.promotion import Waiver
     from engines.store.store import ObjectStore
 
 ChannelArgument = Annotated[
@@ -101,8 +101,8 @@ def promote(
     0123456789ab --waive not-run --because "no L4 in CI until May"
     """
     from builders.image_names import image_named, remember
-    from engines import channels as moves
-    from engines.channels_seen import seen_file, seen_state
+    from engines.channels import moves
+    from engines.channels.seen import seen_file, seen_state
 
     console, root = Console(quiet=json, result=True), matrix.absolute().parent
     waivers = waivers_of(waive or [], because or [])
@@ -151,8 +151,8 @@ def rollback(
     --to sha256:0123456789ab
     """
     from builders.image_names import remember
-    from engines import channels as moves
-    from engines.channels_seen import seen_file, seen_state
+    from engines.channels import moves
+    from engines.channels.seen import seen_file, seen_state
 
     console, root = Console(quiet=json, result=True), matrix.absolute().parent
     opened = open_store(store, root=root)
@@ -192,7 +192,7 @@ def channels(
     import msgspec
 
     from builders.image_names import trusted_head
-    from engines import channel_history
+    from engines.channels import history as channel_history
 
     console, root = Console(quiet=json, result=True), matrix.absolute().parent
     opened = open_store(store, root=root)
@@ -218,7 +218,7 @@ def channels(
 
 def waivers_of(gates: Sequence[str], reasons: Sequence[str]) -> list[Waiver]:
     """Each gate with its reason: one reason for all, or as many as gates."""
-    from engines.promotion import Waiver
+    from engines.channels.promotion import Waiver
 
     if gates and len(reasons) not in (1, len(gates)):
         said = "say --because once, or once for each" if reasons else "say --because, why"
@@ -243,7 +243,7 @@ def who(environment: Mapping[str, str]) -> str:
 
 
 def _mover(because: str) -> Mover:
-    from engines.channels import Mover
+    from engines.channels.moves import Mover
     from planyard.edge.clock import utc_now
 
     return Mover(by=who(os.environ), now=utc_now(), because=because)

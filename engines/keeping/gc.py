@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import msgspec
 
-from engines.marking import Inventory, Marker, Policy, take_inventory
+from engines.keeping.marking import Inventory, Marker, Policy, take_inventory
 from engines.store import claims
 from engines.store import objects as names
 from engines.store.chunk_map import map_from_bytes

@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import msgspec
 
-from engines.channel_history import PROMOTIONS
-from engines.channel_record import ChannelRecord, key_of_channel
-from engines.evidence_entries import EVIDENCE
+from engines.channels.history import PROMOTIONS
+from engines.channels.record import ChannelRecord, key_of_channel
+from engines.evidence.entries import EVIDENCE
 from engines.index import IMAGES, PLANS, SNAPSHOTS
 from engines.snapshot import Snapshot, from_json
 from engines.store.claims import CLAIMS, SWEEPS

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from engines.channel_record import (
+from engines.channels.record import (
     CHANNEL_SCHEMA,
     RECORD_LIMIT_BYTES,
     ChannelState,

@@ -46,7 +46,7 @@ def main() -> None:
 
 def add_verbs() -> None:
     """Add every verb to the application."""
-    from builders import cli_build, cli_channels, cli_log, cli_look, cli_sign, cli_store, cli_tend
+    from builders.cli import build, channels, log, look, sign, store, tend
 
-    for module in (cli_build, cli_channels, cli_log, cli_look, cli_sign, cli_store, cli_tend):
+    for module in (build, channels, log, look, sign, store, tend):
         module.add_to(app)

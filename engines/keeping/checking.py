@@ -15,9 +15,9 @@ from typing import Literal
 
 import msgspec
 
-from engines.channel_history import read_head
+from engines.channels.history import read_head
 from engines.index import IMAGES, read_manifest
-from engines.reach import Said, said_by
+from engines.keeping.reach import Said, said_by
 from engines.store import claims
 from engines.store import objects as names
 from engines.store.fsck import Damage, ObjectCheck, Slice, check_objects

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from builders.verbs import JsonOption, verb
+from builders.cli.verbs import JsonOption, verb
 from planyard.core.errors import StoreError
 from planyard.core.units import format_bytes
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
-    from engines.copying import CopyReport
+    from engines.keeping.copying import CopyReport
     from engines.store.store import ObjectStore
 
 
@@ -45,7 +45,7 @@ def copy(
 
     Example: planyard store copy .planyard/store s3://bucket/prefix --channel stable
     """
-    from engines.copying import CopyProgress, copy_images
+    from engines.keeping.copying import CopyProgress, copy_images
     from engines.store.opening import open_url
 
     console = Console(quiet=json)
@@ -80,7 +80,7 @@ def _chosen(
     """The digests that the options name; None when there are no options."""
     if not images and not channels:
         return None
-    from engines.channel_history import resolve_channel
+    from engines.channels.history import resolve_channel
     from engines.lookup import resolve_image
 
     named = [resolve_image(source, each) for each in images]

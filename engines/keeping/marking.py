@@ -11,10 +11,10 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from engines import reach
-from engines.channel_history import PROMOTIONS, history, read_head
-from engines.channel_record import key_of_channel
-from engines.reach import Said, said_by
+from engines.channels.history import PROMOTIONS, history, read_head
+from engines.channels.record import key_of_channel
+from engines.keeping import reach
+from engines.keeping.reach import Said, said_by
 from engines.store import objects as names
 from engines.store.chunk_map import MAP_LIMIT_BYTES, map_from_bytes
 from engines.store.claims import CLAIMS, SWEEPS

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from engines.checking import FsckReport, Problem
+from engines.keeping.checking import FsckReport, Problem
 from engines.store import objects as names
 from engines.store.copying import copy_blob
 from engines.store.mending import is_damaged

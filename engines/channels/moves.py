@@ -15,10 +15,11 @@ from typing import Any
 
 import msgspec
 
-from engines import promotion
-from engines.channel_history import PROMOTIONS, Head, existing_head, history, read_head
-from engines.channel_images import Evidence, Judged, judge, judge_again
-from engines.channel_record import (
+from engines.channels import promotion
+from engines.channels.history import PROMOTIONS, Head, existing_head, history, read_head
+from engines.channels.images import Evidence, Judged, judge, judge_again
+from engines.channels.promotion import Waiver
+from engines.channels.record import (
     CHANNEL_SCHEMA,
     Action,
     ChannelRecord,
@@ -31,7 +32,6 @@ from engines.channel_record import (
     record_to_bytes,
     state_from_bytes,
 )
-from engines.promotion import Waiver
 from engines.snapshot import to_json
 from engines.store.store import ObjectStore
 from planyard.core.digest import digest_of_bytes

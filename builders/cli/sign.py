@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from builders.cli_look import DigestArgument
-from builders.verbs import JsonOption, StoreOption, open_store, verb
+from builders.cli.look import DigestArgument
+from builders.cli.verbs import JsonOption, StoreOption, open_store, verb
 from planyard.core.errors import EXIT_FINDINGS
 from planyard.edge.console import Console
 
 if TYPE_CHECKING:
-    from engines.evidence import EvidenceVerdict
+    from engines.evidence.sets import EvidenceVerdict
     from engines.store.protocol import Store
 
 SignKeyOption = Annotated[

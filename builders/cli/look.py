@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from builders.cli_build import plan_app
-from builders.verbs import (
+from builders.cli.build import plan_app
+from builders.cli.verbs import (
     DEFAULT_MATRIX,
     JsonOption,
     MatrixOption,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from builders.verbs import JsonOption, verb
+from builders.cli.verbs import JsonOption, verb
 from planyard.core.errors import EXIT_FINDINGS, InputError
 from planyard.edge.console import Console
 

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import msgspec
 
-from engines.channel_record import ChannelState, Waived, one_line
-from engines.evidence_rules import deciding
+from engines.channels.record import ChannelState, Waived, one_line
+from engines.evidence.rules import deciding
 from engines.snapshot import Snapshot
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.findings import Finding, failures

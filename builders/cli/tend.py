@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from builders.verbs import (
+from builders.cli.verbs import (
     DEFAULT_MATRIX,
     STORE_VARIABLE,
     JsonOption,

@@ -1,0 +1,1 @@
+"""Channels: mutable names for what is served, moved by compare-and-swap."""

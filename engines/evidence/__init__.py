@@ -1,0 +1,1 @@
+"""Evidence: signed statements about images and plans, kept in the store and verified."""
