@@ -75,7 +75,7 @@ def as_markdown(section: Section) -> str:
 
 
 def update_document(path: Path, section: Section) -> None:
-    """Put a section into the document at `path`; the document's other sections stay."""
+    """Put a section into the document at `path`; the rest of it stays, also what stands behind."""
     text = path.read_text() if path.exists() else ""
     kept = {key: _between(text, key) for key in ("small", "store", "logs", "full")}
     kept[section.key] = as_markdown(section)
@@ -83,7 +83,15 @@ def update_document(path: Path, section: Section) -> None:
     for key, body in kept.items():
         if body:
             parts.append(f"<!-- {key}: begin -->\n{body.strip()}\n<!-- {key}: end -->\n")
+    if said := _after_sections(text):
+        parts.append(said + "\n")
     files.write_bytes(path, "\n".join(parts).encode())
+
+
+def _after_sections(text: str) -> str:
+    """What people wrote behind the last section: why a target was missed."""
+    *_, after = re.split(r"<!-- \w+: end -->\n", text)
+    return after.strip() if "<!--" in text else ""
 
 
 def _between(text: str, key: str) -> str:

@@ -149,6 +149,17 @@ def test_a_section_replaces_itself_and_leaves_the_other(tmp_path):
     assert "| two | 3 ms | - | - | ninja: 1 ms |" in text
 
 
+def test_what_people_wrote_behind_the_sections_stays(tmp_path):
+    document = tmp_path / "benchmarks.md"
+    update_document(document, a_section("full", "6 ms"))
+    document.write_text(document.read_text() + "\n## Why one was missed\n\nBecause.\n")
+    for measured in ("7 ms", "8 ms"):
+        update_document(document, a_section("store", measured))
+    text = document.read_text()
+    assert text.endswith("<!-- full: end -->\n\n## Why one was missed\n\nBecause.\n")
+    assert text.count("Because.") == 1
+
+
 def test_the_table_for_a_terminal_has_every_figure():
     text = as_text(a_section("small", "8 ms"))
     assert "missed" in text
