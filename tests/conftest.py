@@ -70,7 +70,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2 --dist loadgroup`: one worker has the engine, and builds what its tests share."""
     for item in items:
         needs_engine = "engine_host" in getattr(item, "fixturenames", ())
-        if needs_engine or item.get_closest_marker("docker"):
+        if needs_engine or item.get_closest_marker("docker") or "engine" in item.path.stem:
             group = "engine"
         else:
             group = item.nodeid.partition("::")[0]

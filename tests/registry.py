@@ -74,7 +74,13 @@ def pull_and_run(engine: Engine, reference: str, command: list[str]) -> str:
     image = engine.client.images.pull(reference)
     try:
         output = engine.client.containers.run(
-            image, command, remove=True, read_only=True, network_mode="none", cap_drop=["ALL"]
+            image,
+            command,
+            remove=True,
+            read_only=True,
+            network_mode="none",
+            cap_drop=["ALL"],
+            tmpfs={"/run/planyard": "mode=1777"},  # where admission writes what it found
         )
         return str(output.decode())
     finally:

@@ -222,6 +222,10 @@ OPERATIONS = (
 )
 
 
+OF_THE_MOMENT = (claims.CLAIMS, claims.SWEEPS, PROMOTIONS)
+"""Kinds of entries that no reader looks for: what is under way, and records named by chance."""
+
+
 def visible(store: LocalStore, *, damaged: bool = False) -> Seen:
     """All that a reader can see, each read and verified; entries name what is there.
 
@@ -237,7 +241,7 @@ def visible(store: LocalStore, *, damaged: bool = False) -> Seen:
                 seen.add(("blob", "sha256:" + part[-1]))
             elif area == names.MAPS and intact and _is_readable(store, part[1], damaged=damaged):
                 seen.add(("blob", "sha256:" + part[1]))
-            elif area == names.INDEX and part[1] not in (claims.SWEEPS, PROMOTIONS):
+            elif area == names.INDEX and part[1] not in OF_THE_MOMENT:
                 seen.add(("entry", *part[1:]))
     if not damaged:
         _check_entries(store, seen)

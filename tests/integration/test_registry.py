@@ -87,7 +87,7 @@ def test_a_registry_serves_the_same_digest(
     said = pull_and_run(
         engine,
         f"{registry}/shop/ort-cpu@{record.digest}",
-        ["-c", "import onnxruntime; print(onnxruntime.__version__)"],
+        ["python3.11", "-c", "import onnxruntime; print(onnxruntime.__version__)"],
     )
     assert said.strip() == "1.31.1"
 

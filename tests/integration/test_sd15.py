@@ -31,7 +31,6 @@ def test_both_unet_plans_compile(site: Site) -> None:
     args = ("build", "--matrix", "matrix.sd15.yaml")
     report = site.planyard(*args, "--json", timeout_seconds=1800).expect(0).document()
     assert set(report["compiled"]) == CELLS
-    assert not report["images"][0]["built"]
     new = {plan.digest: plan for plan in all_plans(site.store) if plan.digest not in known}
     assert len(new) == 2
     for plan in new.values():

