@@ -80,7 +80,7 @@ def pull_and_run(engine: Engine, reference: str, command: list[str]) -> str:
             read_only=True,
             network_mode="none",
             cap_drop=["ALL"],
-            tmpfs={"/run/planyard": "mode=1777"},  # where admission writes what it found
+            tmpfs={"/run/planyard": "uid=65532,gid=65532,mode=755"},  # for admission
         )
         return str(output.decode())
     finally:
