@@ -66,6 +66,8 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+# First: pytest-xdist reads the marks in the same hook, and is registered later than this file.
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `-n 2 --dist loadgroup`: one worker has the engine, and builds what its tests share."""
     for item in items:
