@@ -12,7 +12,7 @@ from planyard.core.results import ImageRecord
 from planyard.edge import files
 from planyard.edge.docker import Container, Mount
 from planyard.edge.gpu import local_gpus
-from smoke.run import INSIDE
+from smoke.job import INSIDE
 
 _PROBES = "probes"
 _SCRIPT = INSIDE / "probe.py"

@@ -27,9 +27,10 @@ from planyard.edge import files
 from planyard.edge.docker import Container, Ended
 from planyard.edge.gpu import LocalGpu, local_gpus
 from smoke.inputs import input_shapes, make_inputs
+from smoke.job import SmokeJob, can_smoke
 from smoke.judge import Evidence, judge
 from smoke.rules import load_rules
-from smoke.run import SmokeJob, can_smoke, run_job
+from smoke.run import run_job
 
 _VERDICTS = "verdicts"
 

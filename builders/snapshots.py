@@ -20,7 +20,8 @@ from engines.snapshot import (
 )
 from planyard.core.cells import Cell
 from planyard.core.digest import digest_of_bytes, digest_of_value
-from planyard.core.matrix import Gates, Matrix
+from planyard.core.gates import gates_off
+from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import SnapshotWritten
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
@@ -78,17 +79,6 @@ def digest_of_matrix(matrix: Matrix) -> str:
     return digest_of_value(msgspec.to_builtins(matrix, enc_hook=int))
 
 
-def gates_off(gates: Gates) -> tuple[str, ...]:
-    """The gates that the matrix turned off."""
-    switches = {
-        "logs": gates.logs,
-        "outputs": gates.outputs,
-        "placement": gates.placement,
-        "providers": gates.providers,
-    }
-    return tuple(name for name, on in switches.items() if not on)
-
-
 def _by_image_and_gpu(cells: Sequence[Cell]) -> Iterator[tuple[tuple[str, str], list[Cell]]]:
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -124,7 +114,7 @@ def _snapshot(
         workspace_bytes=int(matrix.compile.workspace),
         plans=tuple(plans[cell.id] for cell in cells if cell.id in plans),
         smoke=tuple(verdicts[cell.id] for cell in cells),
-        gates_off=gates_off(matrix.gates),
+        gates_off=gates_off(matrix.gates, tuple(cell.id for cell in cells)),
         budget=BudgetFigures(
             pull_bytes=image.pull_bytes,
             unpacked_bytes=image.unpacked_bytes,

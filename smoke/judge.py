@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from planyard.core.findings import Finding, failures
-from planyard.core.matrix import Gates, Tolerance
+from planyard.core.matrix import Tolerance
+from planyard.core.matrix_smoke import Gates
 from planyard.core.results import SmokeRun, SmokeVerdict, Verdict
 from smoke.gates.logs import check_logs
 from smoke.gates.outputs import check_outputs

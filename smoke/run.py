@@ -6,21 +6,17 @@ script of `smoke/inside`, mounted read-only; it reports, and the gates judge on 
 
 from __future__ import annotations
 
-import json
 import math
 import stat
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
-from planyard.core.cells import Cell
-from planyard.core.matrix import Backend, SmokeLimits
 from planyard.core.results import SmokeReport, SmokeRun
 from planyard.edge.docker import Container, Ended, Mount
-from smoke.inputs import write_inputs
+from smoke.job import INSIDE, SCRIPTS, SmokeJob, write_job
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,44 +24,9 @@ if TYPE_CHECKING:
 
     Arrays = dict[str, npt.NDArray[np.generic]]
 
-INSIDE = Path(__file__).parent / "inside"
-JOB_SCHEMA = 1
 _REPORT_LIMIT_BYTES = 16 << 20
 _OUTPUT_LIMIT_BYTES = 4 << 30
-# What a session of each backend is asked to run on. No CPU beside a GPU: nothing to fall back to.
-PROVIDERS: Mapping[Backend, tuple[str, ...]] = {
-    "onnxruntime-cpu": ("CPUExecutionProvider",),
-    "onnxruntime-cuda": ("CUDAExecutionProvider",),
-    "tensorrt-rtx": ("TensorRT-RTX",),
-    "tensorrt": ("TensorRT",),
-}
-_SCRIPTS: Mapping[Backend, str] = {
-    "onnxruntime-cpu": "ort.py",
-    "onnxruntime-cuda": "ort.py",
-    "tensorrt-rtx": "trt_rtx.py",
-}
 Runner = Callable[[Container], Ended]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SmokeJob:
-    """A cell to run: its image in the engine, the file it serves, the inputs it is asked.
-
-    `served` is the ONNX file, or the plan; its folder is mounted read-only.
-    """
-
-    cell: Cell
-    image: str
-    python: str
-    served: Path
-    inputs: Arrays
-    limits: SmokeLimits
-    gpu: bool
-
-
-def can_smoke(backend: Backend) -> bool:
-    """Whether there is a script that runs this backend."""
-    return backend in _SCRIPTS
 
 
 def run_job(job: SmokeJob, *, runner: Runner, scratch: Path) -> tuple[SmokeRun, Arrays]:
@@ -77,7 +38,7 @@ def run_job(job: SmokeJob, *, runner: Runner, scratch: Path) -> tuple[SmokeRun, 
     work.mkdir()
     out.mkdir()
     out.chmod(0o777)  # the image's user is not this one
-    _write_job(job, work)
+    write_job(job, work)
     ended = runner(_container(job, work=work, out=out))
     report = read_report(out / "report.json")
     run = SmokeRun(
@@ -93,23 +54,8 @@ def run_job(job: SmokeJob, *, runner: Runner, scratch: Path) -> tuple[SmokeRun, 
     return run, read_outputs(report, out) if report else {}
 
 
-def _write_job(job: SmokeJob, work: Path) -> None:
-    described = write_inputs(job.inputs, work)
-    for entry in described.values():
-        entry["file"] = f"/job/{entry['file']}"  # type: ignore[index]
-    document = {
-        "schema": JOB_SCHEMA,
-        "model": f"/model/{job.served.name}",
-        "providers": list(PROVIDERS[job.cell.backend]),
-        "inputs": described,
-        "requests": job.limits.requests,
-        "out": "/out",
-    }
-    (work / "job.json").write_text(json.dumps(document))
-
-
 def _container(job: SmokeJob, *, work: Path, out: Path) -> Container:
-    script = INSIDE / _SCRIPTS[job.cell.backend]
+    script = INSIDE / SCRIPTS[job.cell.backend]
     return Container(
         image=job.image,
         command=(job.python, "/planyard/smoke.py", "/job/job.json"),

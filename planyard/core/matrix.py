@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from planyard.core.matrix_fields import (
     BuildArgument,
+    CellPattern,
     Commit,
     CudaMinor,
     DebianPackage,
@@ -20,26 +21,22 @@ from planyard.core.matrix_fields import (
     HttpsUrl,
     HubRepository,
     InputShape,
+    Name,
     PathInImage,
     PinnedPackage,
     PythonMinor,
+    Reason,
     RegistryReference,
     S3Url,
     Shape,
     Sm,
     Stage,
 )
+from planyard.core.matrix_smoke import AdmissionSpec, Gates, OwnSmoke, SmokeLimits
 from planyard.core.units import ByteSize
 
 MATRIX_SCHEMA = 1
 
-Name = Annotated[
-    str,
-    Meta(
-        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
-        description="lower-case letters, digits, '.', '_' and '-', at most 63 characters",
-    ),
-]
 Version = Annotated[
     str,
     Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}$", description='a version in quotes, like "13.0"'),
@@ -55,12 +52,8 @@ RelativePath = Annotated[
         description="a relative path, with / between its parts and no '..' among them",
     ),
 ]
-CellPattern = Annotated[
-    str, Meta(min_length=1, description="a pattern over image/model/profile/precision/gpu")
-]
-Reason = Annotated[str, Meta(min_length=8, description="a reason in words; shown to everyone")]
 Backend = Literal["tensorrt-rtx", "tensorrt", "onnxruntime-cpu", "onnxruntime-cuda"]
-Precision = Literal["fp32", "fp16"]
+Precision = Literal["fp32", "fp16", "int8"]
 DType = Literal["float32", "float16", "int64", "int32", "uint8", "int8", "bool"]
 
 PLAN_BACKENDS: frozenset[str] = frozenset({"tensorrt-rtx", "tensorrt"})
@@ -117,14 +110,6 @@ class Budget(_Part, frozen=True, kw_only=True):
     """The largest compressed layer: what bounds a parallel pull."""
 
 
-class SmokeLimits(_Part, frozen=True, kw_only=True):
-    """Limits of the container an image is smoked in, and how many requests it answers."""
-
-    memory: ByteSize = msgspec.field(default_factory=lambda: ByteSize(4 * 2**30))
-    timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 600
-    requests: Annotated[int, Meta(ge=1, le=100_000)] = 3
-
-
 class Image(_Part, frozen=True, kw_only=True):
     """An image to build: a stage of a Dockerfile, its wheels, its budget."""
 
@@ -146,6 +131,8 @@ class Image(_Part, frozen=True, kw_only=True):
     """Libraries that the program opens at run time; they must be in the image too."""
     python: PathInImage = "/usr/bin/python3"
     """The interpreter inside the image that runs the smoke script."""
+    smoke: OwnSmoke | None = None
+    admission: AdmissionSpec = AdmissionSpec()
 
 
 class WheelSource(_Part, frozen=True, kw_only=True):
@@ -202,6 +189,20 @@ class Tolerance(_Part, frozen=True, kw_only=True):
 
     max_abs: Annotated[float, Meta(ge=0)]
     mean_abs: Annotated[float, Meta(ge=0)]
+    cosine: Annotated[float, Meta(ge=0, le=1)] | None = None
+    """Least cosine similarity between an output and its golden."""
+    psnr_db: Annotated[float, Meta(ge=0, le=200)] | None = None
+    """Least peak signal-to-noise ratio in dB, with the golden's range as peak: for images."""
+
+
+class Calibration(_Part, frozen=True, kw_only=True):
+    """Samples that int8 ranges are measured on: an .npz file with an array for each input.
+
+    The first dimension of every array counts samples; each is fed as a batch of one.
+    """
+
+    file: RelativePath
+    sha256: Digest
 
 
 class Model(_Part, frozen=True, kw_only=True):
@@ -214,6 +215,8 @@ class Model(_Part, frozen=True, kw_only=True):
     inputs: Annotated[dict[str, TensorSpec], Meta(min_length=1)]
     profiles: Annotated[dict[Name, dict[str, ShapeRange]], Meta(min_length=1)]
     tolerance: dict[Precision, Tolerance] = {}
+    calibration: Calibration | None = None
+    """Needed for int8, together with `tolerance.int8`."""
 
 
 class Gpu(_Part, frozen=True, kw_only=True):
@@ -239,17 +242,6 @@ class Compile(_Part, frozen=True, kw_only=True):
     timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 3600
     workspace: ByteSize = msgspec.field(default_factory=lambda: ByteSize(2 * 2**30))
     optimization_level: Annotated[int, Meta(ge=0, le=5)] | None = None
-
-
-class Gates(_Part, frozen=True, kw_only=True):
-    """Which gates judge a smoke run. A gate that is off is named in the snapshot."""
-
-    logs: bool = True
-    providers: bool = True
-    placement: bool = True
-    outputs: bool = True
-    cpu_operators: tuple[str, ...] = ()
-    """Operator types that may run on the CPU in a GPU cell: shape arithmetic."""
 
 
 class Promotion(_Part, frozen=True, kw_only=True):

@@ -102,6 +102,13 @@ S3Url = Annotated[
     ),
 ]
 Sm = Annotated[int, Meta(ge=50, le=200, description="an SM without its dot, like 89 for SM 8.9")]
+MigSlice = Annotated[
+    str,
+    Meta(
+        pattern=r"^(none|[1-9]g\.[0-9]+gb)$",
+        description="none for whole GPUs only, or a MIG profile like 1g.10gb",
+    ),
+]
 Dimension = Annotated[int, Meta(ge=1, le=1 << 20)]
 DimensionName = Annotated[
     str,
@@ -121,3 +128,14 @@ InputShape = Annotated[
         description="a list of at most 8 dimensions: a whole number, or a name where it varies",
     ),
 ]
+Name = Annotated[
+    str,
+    Meta(
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$",
+        description="lower-case letters, digits, '.', '_' and '-', at most 63 characters",
+    ),
+]
+CellPattern = Annotated[
+    str, Meta(min_length=1, description="a pattern over image/model/profile/precision/gpu")
+]
+Reason = Annotated[str, Meta(min_length=8, description="a reason in words; shown to everyone")]

@@ -89,6 +89,52 @@ class TensorEvidence(msgspec.Struct, frozen=True, kw_only=True):
     file: str
 
 
+class LatencySeries(msgspec.Struct, frozen=True, kw_only=True):
+    """Timed requests at one batch size and concurrency, in the order they ended.
+
+    `reference_ms` are times of a fixed load on the same device, taken beside the requests (GPU
+    runs); for CPU runs the host measures its own, see `SmokeRun.reference_ms`.
+    """
+
+    batch: int
+    concurrency: int
+    latencies_ms: tuple[float, ...]
+    reference_ms: tuple[float, ...] = ()
+
+
+class LoadedLibrary(msgspec.Struct, frozen=True, kw_only=True):
+    """A library that the process had loaded after its requests, and the version it says it is."""
+
+    version: str
+    path: str
+
+
+class AttentionFound(msgspec.Struct, frozen=True, kw_only=True):
+    """Fused attention in what was run: `fused` kernels, by operator or layer type; `how` known."""
+
+    fused: int
+    kinds: dict[str, int] = {}
+    how: str = ""
+
+
+class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
+    """What NVML said of one GPU or MIG slice at one moment of a run; None where it cannot say.
+
+    `at_seconds` counts from the container's start; `gpu_percent` and `memory_percent` are NVML's
+    utilization rates; `throttled` names the reasons that hold clocks down because of heat or power.
+    """
+
+    at_seconds: float
+    gpu: str
+    gpu_percent: float | None = None
+    memory_percent: float | None = None
+    memory_used_bytes: int | None = None
+    sm_clock_mhz: int | None = None
+    memory_clock_mhz: int | None = None
+    power_watts: float | None = None
+    throttled: tuple[str, ...] = ()
+
+
 class SmokeReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the script inside the container says: asked, active, placed, produced, how fast."""
 
@@ -97,6 +143,18 @@ class SmokeReport(msgspec.Struct, frozen=True, kw_only=True):
     placement: tuple[NodePlacement, ...] = ()
     outputs: tuple[TensorEvidence, ...] = ()
     latencies_ms: tuple[float, ...] = ()
+    """The times of the first series."""
+    series: tuple[LatencySeries, ...] = ()
+    memcpy_nodes: int | None = None
+    """Copies between host and device in the graph that was run; None when nothing counted them."""
+    cpu_fallback_refused: bool | None = None
+    """Whether a session that may not fall back to the CPU was refused; None when not tried."""
+    attention: AttentionFound | None = None
+    loaded: dict[str, LoadedLibrary] = {}
+    """Libraries in the process's memory, by the names of the pins."""
+    requests_began_seconds: float | None = None
+    """When the first timed request began, and below when the last ended: seconds of the epoch."""
+    requests_ended_seconds: float | None = None
     versions: dict[str, str] = {}
     error: str = ""
 
@@ -105,6 +163,7 @@ class SmokeRun(msgspec.Struct, frozen=True, kw_only=True):
     """One run of one cell in its image: everything the gates may look at.
 
     `report` is None when the container said nothing readable; `stdout` and `stderr` are whole.
+    `began_seconds` is when the container was started, in seconds of the epoch.
     """
 
     cell: str
@@ -115,6 +174,53 @@ class SmokeRun(msgspec.Struct, frozen=True, kw_only=True):
     stdout: str
     stderr: str
     report: SmokeReport | None = None
+    out_of_memory: bool = False
+    began_seconds: float = 0.0
+    own_command: bool = False
+    """The image's own smoke command ran, and reported by the protocol of docs/smoke-command.md."""
+    reference_ms: tuple[float, ...] = ()
+    """Times of a fixed load on the host's cores, taken around the run."""
+    gpu_samples: tuple[GpuSample, ...] | None = None
+    """What NVML said during the run; None when nobody asked (a CPU cell)."""
+    gpu_error: str = ""
+    """Why NVML could not be asked."""
+
+
+class LatencyFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Percentiles in ms at one batch size and concurrency, and what they were held against.
+
+    `baseline_p50_ms` is None for a first run; `baseline_runs` accepted runs made it. Baselines are
+    already scaled by how fast the reference load was in this run.
+    """
+
+    batch: int
+    concurrency: int
+    requests: int
+    p50_ms: float
+    p95_ms: float
+    p99_ms: float
+    reference_ms: float | None = None
+    baseline_p50_ms: float | None = None
+    baseline_p95_ms: float | None = None
+    baseline_runs: int = 0
+
+
+class AttentionFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Attention blocks in the model's graph, and how many of them ran fused."""
+
+    blocks: int
+    fused: int | None
+    how: str = ""
+
+
+class UtilizationFigures(msgspec.Struct, frozen=True, kw_only=True):
+    """Means and peaks over the samples while requests were answered."""
+
+    samples: int
+    gpu_percent: float | None = None
+    peak_memory_bytes: int | None = None
+    throttled_percent: float = 0.0
+    throttled_by: tuple[str, ...] = ()
 
 
 class SmokeVerdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,5 +233,11 @@ class SmokeVerdict(msgspec.Struct, frozen=True, kw_only=True):
     findings: tuple[Finding, ...] = ()
     seconds: float = 0.0
     latencies_ms: tuple[float, ...] = ()
+    latency: tuple[LatencyFigures, ...] = ()
     placement: tuple[NodePlacement, ...] = ()
+    memcpy_nodes: int | None = None
+    attention: AttentionFigures | None = None
+    utilization: UtilizationFigures | None = None
+    loaded: dict[str, LoadedLibrary] = {}
+    """Versions the libraries in the process's memory said they were, by the names of the pins."""
     log_digest: str = ""

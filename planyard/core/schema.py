@@ -10,8 +10,8 @@ from typing import Any
 
 import msgspec
 
-from planyard.core import matrix as matrix_types
-from planyard.core.matrix import Base, Matrix, Source
+from planyard.core import matrix, matrix_smoke
+from planyard.core.matrix import MATRIX_SCHEMA, Base, Matrix, Source
 from planyard.core.units import SIZE_PATTERN, ByteSize
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -26,10 +26,11 @@ def matrix_json_schema() -> dict[str, Any]:
     for kind in _CHOICES:
         definitions[kind.__name__] = _exactly_one(definitions[kind.__name__])
     for name, definition in definitions.items():
-        _add_defaults(definition, getattr(matrix_types, name))
+        kind = getattr(matrix_smoke, name, None) or getattr(matrix, name)
+        _add_defaults(definition, kind)
     document = {
         "$schema": DIALECT,
-        "$id": f"urn:planyard:schema:matrix:{matrix_types.MATRIX_SCHEMA}",
+        "$id": f"urn:planyard:schema:matrix:{MATRIX_SCHEMA}",
         "title": "matrix.yaml",
         "description": "The build matrix of Planyard: images, models, profiles, GPUs.",
         "$ref": "#/$defs/Matrix",

@@ -20,7 +20,7 @@ from builders.loading import load
 from builders.oci import MANIFEST_TYPE
 from builders.pipeline import build
 from builders.plan import PlanOrder, order_plans
-from builders.snapshots import digest_of_matrix, gates_off
+from builders.snapshots import digest_of_matrix
 from builders.workspace import Workspace
 from engines import index
 from engines.recipe import recipe_inputs
@@ -29,6 +29,7 @@ from engines.store.local_store import LocalStore
 from planyard.core.cells import compile_groups, expand
 from planyard.core.compat import load_compat
 from planyard.core.digest import canonical_json, digest_of_bytes
+from planyard.core.gates import gates_off
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import BuildReport, SnapshotWritten
 from planyard.core.results import ImageRecord, Layer, PlanRecord
@@ -161,7 +162,7 @@ def _put_snapshot(report: BuildReport, loaded: LoadedMatrix, store: LocalStore) 
         workspace_bytes=int(matrix.compile.workspace),
         plans=tuple(plan for plan in report.plans if plan.cell.endswith(f"/{gpu}")),
         smoke=tuple(each for each in report.verdicts if each.cell.endswith(f"/{gpu}")),
-        gates_off=gates_off(matrix.gates),
+        gates_off=gates_off(matrix.gates, ()),
         budget=BudgetFigures(
             pull_bytes=record.pull_bytes,
             unpacked_bytes=record.unpacked_bytes,

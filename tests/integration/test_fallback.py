@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import smoke.run
+import smoke.job
 from builders.goldens import find_golden, golden_key
 from builders.image import load_image
 from builders.models import fetch_model, identity_of_model
@@ -21,14 +21,16 @@ from builders.workspace import Workspace
 from engines import index
 from planyard.core.cells import Cell, expand
 from planyard.core.compat import load_compat
-from planyard.core.matrix import Gates, Tolerance
+from planyard.core.matrix import Tolerance
+from planyard.core.matrix_smoke import Gates
 from planyard.core.reader import load_matrix
 from planyard.core.results import SmokeRun, SmokeVerdict
 from planyard.edge.console import Console
 from smoke.inputs import input_shapes, make_inputs
+from smoke.job import SmokeJob
 from smoke.judge import Evidence, judge
 from smoke.rules import load_rules
-from smoke.run import SmokeJob, run_job
+from smoke.run import run_job
 from tests.conftest import Built
 
 pytestmark = pytest.mark.docker
@@ -102,7 +104,7 @@ def fallen(
     built.ran.expect(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", engine_host)
-        patch.setitem(smoke.run.PROVIDERS, "onnxruntime-cuda", request.param)  # type: ignore[arg-type]
+        patch.setitem(smoke.job.PROVIDERS, "onnxruntime-cuda", request.param)  # type: ignore[arg-type]
         yield run_cell(built, CELL, cache, tmp_path_factory.mktemp("fallen"))
 
 

@@ -16,7 +16,6 @@ from planyard.core.matrix import (
     Compile,
     DebianBase,
     Drop,
-    Gates,
     Gpu,
     Image,
     Matrix,
@@ -30,6 +29,7 @@ from planyard.core.matrix import (
     WheelSource,
 )
 from planyard.core.matrix_rules import broken_rules, parts_of
+from planyard.core.matrix_smoke import Gates
 from planyard.core.reader import examine_matrix, read_matrix
 from planyard.core.units import ByteSize
 from planyard.core.yaml_scalars import reads_as

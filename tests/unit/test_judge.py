@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from planyard.core.matrix import Gates, Tolerance
+from planyard.core.matrix import Tolerance
+from planyard.core.matrix_smoke import Gates
 from planyard.core.results import SmokeRun, SmokeVerdict
 from smoke.judge import Evidence, judge
 from smoke.rules import load_rules

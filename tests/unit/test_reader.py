@@ -7,7 +7,8 @@ import yaml
 
 from planyard.core.errors import InputError
 from planyard.core.located import MAX_PROBLEMS, path_text
-from planyard.core.matrix import DebianBase, Gates, Matrix, ShapeRange, SmokeLimits
+from planyard.core.matrix import DebianBase, Matrix, ShapeRange
+from planyard.core.matrix_smoke import Gates, SmokeLimits
 from planyard.core.reader import (
     examine_matrix,
     load_matrix,

@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 
 from planyard.core.cells import Cell
-from planyard.core.matrix import SmokeLimits
+from planyard.core.matrix_smoke import SmokeLimits
 from planyard.core.results import SmokeReport, TensorEvidence
 from planyard.core.units import ByteSize
 from planyard.edge.docker import Container, Ended
-from smoke.run import PROVIDERS, SmokeJob, can_smoke, read_outputs, read_report, run_job
+from smoke.job import PROVIDERS, SmokeJob, can_smoke
+from smoke.run import read_outputs, read_report, run_job
 from tests.smoke_runs import CPU, InProcess, ended, host_path
 
 X = np.arange(6, dtype="float32").reshape(2, 3)

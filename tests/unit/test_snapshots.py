@@ -10,11 +10,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from builders.snapshots import digest_of_matrix, gates_off, write_snapshots
+from builders.snapshots import digest_of_matrix, write_snapshots
 from builders.workspace import Workspace
 from engines import index
 from planyard.core.digest import digest_of_bytes
-from planyard.core.matrix import Gates
+from planyard.core.gates import GATE_NAMES, gates_off
+from planyard.core.matrix_smoke import Gates
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import SnapshotWritten
 from planyard.core.results import ImageRecord, SmokeVerdict
@@ -182,15 +183,15 @@ def test_comments_and_order_in_the_matrix_do_not_count(tmp_path: Path, site: Sit
     assert digest_of_matrix(changed) != digest_of_matrix(other.matrix)
 
 
-@pytest.mark.parametrize("gate", ["logs", "outputs", "placement", "providers"])
+@pytest.mark.parametrize("gate", GATE_NAMES)
 def test_a_gate_that_is_off_is_named(gate: str) -> None:
-    assert gates_off(Gates(**{gate: False})) == (gate,)
-    assert gates_off(Gates()) == ()
+    assert gates_off(Gates(**{gate: False}), ()) == (gate,)
+    assert gates_off(Gates(), ()) == ()
 
 
 def test_every_gate_with_a_switch_can_be_named() -> None:
     switches = {
         name for name in Gates.__struct_fields__ if isinstance(getattr(Gates(), name), bool)
     }
-    off = gates_off(Gates(**dict.fromkeys(switches, False)))
+    off = gates_off(Gates(**dict.fromkeys(switches, False)), ())
     assert set(off) == switches
