@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ParamSpec
 
 import typer
 
-from planyard.core.errors import EXIT_BUG, CancelledError, InputError, PlanyardError
+from planyard.core.errors import EXIT_BUG, CancelledError, InputError, PlanyardError, StoreError
 from planyard.edge.console import Console, forget_stdout
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ NoSetupOption = Annotated[
     bool, typer.Option("--no-setup", help="Refuse to install what is missing; say the command.")
 ]
 DEFAULT_MATRIX = Path("matrix.yaml")
+_FULL = frozenset((errno.ENOSPC, errno.EDQUOT))
 STORE_VARIABLE = "PLANYARD_STORE"
 
 
@@ -64,15 +66,30 @@ def verb(function: Callable[Parameters, int | None]) -> Callable[Parameters, Non
         except PlanyardError as error:
             show_error(Console(), error)
             code = error.exit_code
-        except KeyboardInterrupt:
-            Console().error("interrupted; what was half done has been removed")
-            code = CancelledError.exit_code
         except BrokenPipeError:
             forget_stdout()
             code = EXIT_BUG
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            show_error(Console(), disk_is_full(error))
+            code = StoreError.exit_code
+        except KeyboardInterrupt:
+            Console().error("interrupted; what was half done has been removed")
+            code = CancelledError.exit_code
         raise typer.Exit(code)
 
     return command
+
+
+def disk_is_full(error: OSError) -> StoreError:
+    """What to say when there is no room: nothing half written is left, so room is all it takes."""
+    where = f" for {error.filename}" if error.filename else ""
+    return StoreError(
+        f"no space left on the disk{where}; what was half written has been removed",
+        mend="free space and run this again, it goes on where it stopped; the caches below "
+        ".planyard/cache may be deleted, planyard store gc removes what nothing names",
+    )
 
 
 def _interrupt(*_: Any) -> None:

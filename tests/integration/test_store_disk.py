@@ -8,7 +8,6 @@ import errno
 import functools
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import StoreError
 from tests import store_states
 from tests.faults import CHANGES_ROOM, FailAt, Layer
+from tests.small_disk import small_file_system
 from tests.store_states import OPERATIONS, Operation, store_in, visible
 
 EVERY_CALL = CHANGES_ROOM | {"unlink", "chmod", "rmdir"}
@@ -92,18 +92,8 @@ def refused(run: Callable[[], object], folder: Path, fate: FailAt) -> bool:
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of two megabytes."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = shutil.which("mount")
-    if not mount or os.geteuid() != 0:
-        pytest.skip("only root can mount a small file system")
-    made = subprocess.run(
-        [mount, "-t", "tmpfs", "-o", "size=2m", "planyard-test", folder], check=False
-    )
-    if made.returncode:
-        pytest.skip("no file system can be mounted here")
-    yield folder
-    subprocess.run(["umount", folder], check=True)
+    with small_file_system(tmp_path / "disk", size_bytes=2 << 20) as folder:
+        yield folder
 
 
 def test_a_disk_that_is_full_keeps_what_it_has(small_disk: Path) -> None:
