@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from builders.signing import Trust, name_of, trust_from, verifier_of
+from builders.signing import Trust, trust_from
 from engines.channels.images import Evidence
 from engines.channels.promotion import EvidenceState
-from engines.evidence import seen
 from engines.store.store import ObjectStore
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.findings import Finding
 from planyard.core.matrix import Promotion
-from planyard.edge.clock import utc_now
 from planyard.edge.cosign_flags import CosignError
 
 _READ_BYTES = (1 << 20) + 1  # one more than the reader takes, so that it can say so
@@ -84,31 +82,22 @@ def evidence_verifier(
     What is not genuine becomes a finding; that cosign could not do its work is raised, because
     then nothing is known. The highest version seen is remembered below `root`, as `verify` does.
     """
-    from engines.evidence.sets import verify_image
+    from builders.witness import verify_stored_image
 
     judged: list[str | None] = [*sorted(set(gpus))] or [None]
-    verifier = verifier_of(trust, environment=environment)
-    name, memory = name_of(trust, environment=environment), seen.seen_file(root)
 
     def verify(image: str) -> EvidenceState:
-        place = {"store": store.url, "image": image, "signer": name}
         found: dict[Finding, None] = {}
         entry = ""
         for gpu in judged:
             try:
-                verdict = verify_image(
-                    store,
-                    image,
-                    verifier=verifier,
-                    now=utc_now(),
-                    trusted_version=seen.seen_version(memory, **place),
-                    gpu=gpu,
+                verdict = verify_stored_image(
+                    store, image, root=root, trust=trust, gpu=gpu, environment=environment
                 )
             except CosignError:
                 raise
             except IntegrityError as error:
                 return EvidenceState(findings=(_not_genuine(error),))
-            seen.record_version(memory, verdict.version, **place)
             found |= dict.fromkeys(verdict.findings)
             entry = verdict.entry
         return EvidenceState(entry=entry, findings=tuple(found))

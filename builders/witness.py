@@ -7,6 +7,7 @@ newest. `sign`, `verify`, `promote` and `build --sign` all come through here.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +60,16 @@ def sign_stored_image(
 
 
 def verify_stored_image(
-    store: Store, image: str, *, root: Path, trust: Trust, gpu: str | None = None
+    store: Store,
+    image: str,
+    *,
+    root: Path,
+    trust: Trust,
+    gpu: str | None = None,
+    environment: Mapping[str, str] | None = None,
 ) -> EvidenceVerdict:
     """Verify the evidence of an image; raises IntegrityError when it is not genuine or too old."""
-    environment = dict(os.environ)
+    environment = dict(os.environ if environment is None else environment)
     name = signing.name_of(trust, environment=environment)
     memory, place = seen.seen_file(root), _place(store, image, signer=name)
     found = verify_image(

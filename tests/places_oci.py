@@ -131,9 +131,9 @@ def _place(address: str, blob_path: Callable[[str], Path], *, mends: bool) -> Ob
         path.write_bytes(data)
 
     return ObjectPlace(
-        OCIObjects.at(url),
+        OCIObjects.from_url(url),
         damage,
-        lambda: OCIObjects.at(url),
+        lambda: OCIObjects.from_url(url),
         has_compare_and_swap=False,
         mends_by_rewriting=mends,
         hides_damage=mends,

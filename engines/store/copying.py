@@ -24,7 +24,8 @@ _NEARLY_ALL = 0.95
 def copy_blob(digest: str, *, source: ObjectStore, target: ObjectStore) -> int:
     """Bring a blob to `target`; returns how many bytes of it were moved, 0 when it was there.
 
-    A blob in chunks is verified chunk by chunk; what a killed copy moved is not moved again.
+    Packs that are wanted whole travel whole, proved by their digest; of the others single chunks
+    do, each proved by its own. What a killed copy moved is not moved again.
     Raises LookupMissError when the source has no such blob, IntegrityError when it is damaged.
     """
     target.claim((digest,))

@@ -57,7 +57,7 @@ class OCIObjects:
         self._lock = threading.Lock()
 
     @classmethod
-    def at(cls, url: str) -> OCIObjects:
+    def from_url(cls, url: str) -> OCIObjects:
         """Objects at `oci://host[:port]/name`; raises InputError for what is no such address.
 
         `?single-writer=yes` says that only one job at a time ever moves a channel there.

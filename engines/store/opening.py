@@ -106,7 +106,7 @@ def _open_far(url: str) -> Objects:
         return S3Objects.from_url(url, state=files.user_cache() / "s3-probes.json")
     from engines.store.oci import OCIObjects
 
-    return OCIObjects.at(url)
+    return OCIObjects.from_url(url)
 
 
 def _split_read_only(url: str) -> tuple[str, bool]:

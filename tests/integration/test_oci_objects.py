@@ -81,8 +81,8 @@ def entry(image: str, document: bytes, kind: str = "snapshots") -> str:
 
 def test_what_another_program_wrote_is_there(url: str) -> None:
     data = os.urandom(3 << 20)
-    name = put(OCIObjects.at(url), data, lambda it: objects.pack_name(digest_of_bytes(b"f"), it))
-    held = OCIObjects.at(url)
+    name = put(OCIObjects.from_url(url), data, lambda it: objects.pack_name(digest_of_bytes(b"f"), it))
+    held = OCIObjects.from_url(url)
     assert [(each.name, each.size_bytes) for each in held.listing("packs/")] == [(name, len(data))]
     assert held.size(name) == len(data)
     pieces = list(held.read(name))
@@ -97,7 +97,7 @@ def test_a_blob_of_another_repository_is_not_an_object(url: str) -> None:
     """The bytes alone, without a tag, may be collected at any time."""
     data = b"pushed by somebody"
     Registry(parse_address(url)).upload_blob(digest_of_bytes(data), size_bytes=len(data), body=data)
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     name = objects.blob_name(digest_of_bytes(data))
     assert held.size(name) is None
     with pytest.raises(FileNotFoundError):
@@ -105,7 +105,7 @@ def test_a_blob_of_another_repository_is_not_an_object(url: str) -> None:
 
 
 def test_an_image_can_be_pulled_by_its_digest(url: str, tmp_path: Path) -> None:
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     manifest = put_image(held)
     digest = digest_of_bytes(manifest)
     args = ["skopeo", "--insecure-policy", "copy", "--src-tls-verify=false", "--preserve-digests"]
@@ -114,7 +114,7 @@ def test_an_image_can_be_pulled_by_its_digest(url: str, tmp_path: Path) -> None:
     assert (tmp_path / "image" / "manifest.json").read_bytes() == manifest
     assert (tmp_path / "image" / digest_of_bytes(LAYER)[7:]).read_bytes() == LAYER
     name = objects.blob_name(digest)
-    again = OCIObjects.at(url)
+    again = OCIObjects.from_url(url)
     assert again.size(name) == len(manifest)
     assert b"".join(again.read(name)) == manifest
     assert b"".join(again.read(name, start=3, length=10)) == manifest[3:13]
@@ -134,25 +134,25 @@ def test_a_manifest_whose_layers_are_elsewhere_is_kept_as_bytes(url: str) -> Non
             "layers": [nowhere],
         }
     )
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     name = put(held, data)
     assert held.size(name) == len(data)
     assert b"".join(held.read(name)) == data
-    assert [each.name for each in OCIObjects.at(url).listing("blobs/sha256/")] == [name]
+    assert [each.name for each in OCIObjects.from_url(url).listing("blobs/sha256/")] == [name]
 
 
 def test_64_writers_of_one_image_are_all_listed(url: str, kind: str) -> None:
-    image = digest_of_bytes(put_image(OCIObjects.at(url)))
+    image = digest_of_bytes(put_image(OCIObjects.from_url(url)))
     documents = [b"entry %d" % number for number in range(64)]
     names = sorted(entry(image, document) for document in documents)
-    writers = [OCIObjects.at(url) for _ in range(4)]
+    writers = [OCIObjects.from_url(url) for _ in range(4)]
 
     def write(number: int) -> None:
         writers[number % 4].write(entry(image, documents[number]), documents[number])
 
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(write, range(64)))
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     prefix = f"index/snapshots/{image[7:]}/"
     assert [each.name for each in held.listing(prefix)] == names
     # What oras or cosign would find: each entry, by the API or by the fallback tag.
@@ -178,18 +178,18 @@ def test_64_writers_of_one_image_are_all_listed(url: str, kind: str) -> None:
 
 
 def test_64_writers_of_one_entry_end_with_one(url: str) -> None:
-    image = digest_of_bytes(put_image(OCIObjects.at(url)))
+    image = digest_of_bytes(put_image(OCIObjects.from_url(url)))
     name = entry(image, b"the same")
-    writers = [OCIObjects.at(url) for _ in range(4)]
+    writers = [OCIObjects.from_url(url) for _ in range(4)]
     with ThreadPoolExecutor(64) as pool:
         list(pool.map(lambda number: writers[number % 4].write(name, b"the same"), range(64)))
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     assert [each.name for each in held.listing("index/")] == [name]
     assert len(held.referrers(image)) == 1
 
 
 def test_only_what_is_said_of_a_stored_image_refers_to_it(url: str) -> None:
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     image = digest_of_bytes(put_image(held))
     stranger = digest_of_bytes(b"an image that is not here")
     held.write(entry(stranger, b"1"), b"1")
@@ -212,7 +212,7 @@ def test_a_large_object_takes_little_memory(url: str, tmp_path: Path) -> None:
             file.write(piece)
     digest = "sha256:" + proc.run(["sha256sum", str(data)], timeout_seconds=60).output[:64]
     name = objects.blob_name(digest)
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     tracemalloc.start()
     held.write(name, data)
     held.remove(name)
@@ -224,16 +224,16 @@ def test_a_large_object_takes_little_memory(url: str, tmp_path: Path) -> None:
 
 
 def test_bytes_that_are_there_are_not_sent_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    name = put(OCIObjects.at(url), b"once")
+    name = put(OCIObjects.from_url(url), b"once")
     monkeypatch.setattr(Registry, "upload_blob", lambda *_, **__: pytest.fail("sent again"))
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     held.remove(name)
     held.write(name, b"once")
     assert held.size(name) == 4
 
 
 def test_wrong_bytes_leave_nothing(url: str) -> None:
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     name = objects.blob_name(digest_of_bytes(b"right"))
     for source in (b"wrong", iter([b"wr", b"ong"])):
         with pytest.raises(IntegrityError):
@@ -246,7 +246,7 @@ def test_damage_of_another_size_is_told_and_not_hidden(kind: str, tmp_path: Path
     """The bytes are damaged, not missing: who reads them finds out."""
     serve = {"debian": serve_debian, "crane": serve_crane}[kind]
     with serve(tmp_path) as address:
-        held = OCIObjects.at(f"oci://{address}/store")
+        held = OCIObjects.from_url(f"oci://{address}/store")
         name = put(held, b"as it should be")
         (path,) = (
             path
@@ -272,7 +272,7 @@ def test_damage_of_another_size_is_told_and_not_hidden(kind: str, tmp_path: Path
 def test_the_tag_of_bytes_that_are_gone_can_be_removed(kind: str, tmp_path: Path) -> None:
     serve = {"debian": serve_debian, "crane": serve_crane}[kind]
     with serve(tmp_path) as address:
-        held = OCIObjects.at(f"oci://{address}/store")
+        held = OCIObjects.from_url(f"oci://{address}/store")
         name = put(held, b"soon gone")
         for path in tmp_path.rglob("*"):
             if path.is_file() and path.read_bytes() == b"soon gone":
@@ -288,7 +288,7 @@ def test_the_tag_of_bytes_that_are_gone_can_be_removed(kind: str, tmp_path: Path
 
 
 def test_channels_do_not_move_where_two_could_win(url: str) -> None:
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     with pytest.raises(StoreError, match="could both win") as error:
         held.move_pointer("production", b"x", expected=None)
     assert "?single-writer=yes" in error.value.mend
@@ -297,7 +297,7 @@ def test_channels_do_not_move_where_two_could_win(url: str) -> None:
 
 
 def test_one_writer_moves_channels(url: str) -> None:
-    held = OCIObjects.at(url + "?single-writer=yes")
+    held = OCIObjects.from_url(url + "?single-writer=yes")
     assert held.move_pointer("production", b"1", expected=None)
     first = held.pointer("production")
     assert first is not None
@@ -305,7 +305,7 @@ def test_one_writer_moves_channels(url: str) -> None:
     assert not held.move_pointer("production", b"2", expected="sha256:" + "0" * 64)
     assert held.move_pointer("production", b"2", expected=first.token)
     assert held.move_pointer("a.canary", b"3", expected=None)
-    other = OCIObjects.at(url)
+    other = OCIObjects.from_url(url)
     now = other.pointer("production")
     assert now is not None
     assert now.data == b"2"
@@ -315,7 +315,7 @@ def test_one_writer_moves_channels(url: str) -> None:
 
 
 def test_a_tag_of_somebody_else_is_no_channel(url: str) -> None:
-    held = OCIObjects.at(url)
+    held = OCIObjects.from_url(url)
     index = b'{"manifests":[],"schemaVersion":2}'
     registry = Registry(parse_address(url))
     registry.put_manifest("channel.odd", index, media_type=IMAGE_INDEX)
@@ -326,7 +326,7 @@ def test_a_tag_of_somebody_else_is_no_channel(url: str) -> None:
 def test_an_unknown_setting_in_the_address_is_refused() -> None:
     for query in ("single-writer=no", "x=y", "single-writer=yes&x=y"):
         with pytest.raises(InputError, match="is unknown"):
-            OCIObjects.at(f"oci://localhost:5000/a?{query}")
+            OCIObjects.from_url(f"oci://localhost:5000/a?{query}")
 
 
 # Debian's registry with a password
@@ -362,7 +362,7 @@ def test_a_password_opens_a_registry(
         auth = base64.b64encode(f"user:{password}".encode()).decode()
         config = {"auths": {closed_registry: {"auth": auth}}}
         (tmp_path / "config.json").write_text(json.dumps(config))
-    held = OCIObjects.at(f"oci://{closed_registry}/store")
+    held = OCIObjects.from_url(f"oci://{closed_registry}/store")
     if password == "word":
         name = put(held, b"behind a door")
         assert b"".join(held.read(name)) == b"behind a door"
@@ -375,7 +375,7 @@ def test_a_password_opens_a_registry(
 
 def test_a_registry_that_does_not_delete_says_so(tmp_path: Path) -> None:
     with serve_debian(tmp_path, STORAGE_DELETE_ENABLED="false") as address:
-        held = OCIObjects.at(f"oci://{address}/store")
+        held = OCIObjects.from_url(f"oci://{address}/store")
         name = put(held, b"for ever")
         with pytest.raises(StoreError, match="does not delete") as error:
             held.remove(name)
@@ -384,7 +384,7 @@ def test_a_registry_that_does_not_delete_says_so(tmp_path: Path) -> None:
 
 
 def test_the_tags_are_as_documented(url: str) -> None:
-    name = put(OCIObjects.at(url), b"hello")
+    name = put(OCIObjects.from_url(url), b"hello")
     (tag,) = (tag for page in Registry(parse_address(url)).tag_pages() for tag in page)
     assert tag == "b.LPJNul-wow4m6DsqxbninhsWHlwfp0JecwQzYpOLmCQ.5"
     assert oci_names.name_and_size(tag) == (name, 5)
