@@ -6,31 +6,44 @@ inputs, gates, rules. A GPU cell without its GPU is `not run`, and says why.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 
 import smoke
+from builders.baselines import Window, read_window, record_run
 from builders.goldens import find_golden, golden_key, has_golden, put_golden
 from builders.image import load_image
+from builders.measuring import Instruments, measure
 from builders.models import FetchedModel, identity_of_model
 from builders.workspace import Workspace
+from engines.snapshot import pins_as_text
 from planyard.core.cells import Cell
 from planyard.core.digest import canonical_json, digest_of_bytes, digest_of_value
+from planyard.core.gates import gates_of_cell
 from planyard.core.matrix import GPU_BACKENDS, PLAN_BACKENDS, Matrix
-from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
+from planyard.core.results import ImageRecord, PlanRecord, SmokeRun, SmokeVerdict
 from planyard.edge import files
+from planyard.edge.clock import utc_now
 from planyard.edge.docker import Container, Ended
 from planyard.edge.gpu import LocalGpu, local_gpus
-from smoke.inputs import input_shapes, make_inputs
-from smoke.job import SmokeJob, can_smoke
+from smoke.baseline import AcceptedRun, accepted_run
+from smoke.gates.latency import needs_second_run
+from smoke.gates.versions import pins_to_check
+from smoke.inputs import batch_of, input_shapes, make_inputs, shapes_at_batch
+from smoke.job import SmokeJob, can_smoke, series_of
 from smoke.judge import Evidence, judge
+from smoke.reference import host_name_of_speed
 from smoke.rules import load_rules
-from smoke.run import run_job
+
+if TYPE_CHECKING:
+    from smoke.job import Arrays
 
 _VERDICTS = "verdicts"
 
@@ -45,6 +58,7 @@ class Smoking:
     images: Mapping[str, ImageRecord]
     models: Mapping[str, FetchedModel]
     plans: Mapping[str, PlanRecord]
+    instruments: Instruments = field(default_factory=Instruments)
     verdicts: dict[str, SmokeVerdict] = field(default_factory=dict)
 
     @functools.cached_property
@@ -79,7 +93,7 @@ class Smoking:
         """Why a cell cannot run here; empty when it can."""
         if cell.image not in self.images:
             return "its image was not built"
-        if not can_smoke(cell.backend):
+        if not self.matrix.images[cell.image].smoke and not can_smoke(cell.backend):
             return f"no smoke script for {cell.backend} yet"
         if cell.backend in PLAN_BACKENDS and cell.id not in self.plans:
             return "it has no plan"
@@ -110,52 +124,113 @@ class Smoking:
     def _kept_verdicts(self, cell: Cell, key: str) -> Iterator[bytes]:
         """Verdicts of this very run; a reference runs again when its golden is gone."""
         reference, store = self.reference_of(cell), self.workspace.store
-        makes_golden = reference and reference.id == cell.id and self.matrix.gates.outputs
+        gates = gates_of_cell(self.matrix.gates, cell.id)
+        makes_golden = reference and reference.id == cell.id and gates.outputs
         if not makes_golden or has_golden(store, self._golden_key(cell)):
             yield from store.entries(_VERDICTS, key)
 
     def _run(self, cell: Cell) -> SmokeVerdict:
         reference = self.reference_of(cell)
-        if reference and reference.id != cell.id:
+        is_reference = reference is not None and reference.id == cell.id
+        if reference and not is_reference:
             self.smoke(reference)
-        workspace, spec = self.workspace, self.matrix.models[cell.model]
-        shapes = input_shapes(spec.inputs, spec.profiles[cell.profile])
-        tag = load_image(self.images[cell.image], workspace=workspace)
+        store = self.workspace.store
         with (
-            files.scratch_folder(workspace.scratch, prefix="smoke-") as scratch,
-            workspace.console.step(f"smoke {cell.id}"),
+            files.scratch_folder(self.workspace.scratch, prefix="smoke-") as scratch,
+            self.workspace.console.step(f"smoke {cell.id}") as step,
         ):
-            job = SmokeJob(
-                cell=cell,
-                image=tag,
-                python=self.matrix.images[cell.image].python,
-                served=self._served(cell, scratch),
-                inputs=make_inputs(spec.inputs, shapes),
-                limits=self.matrix.smoke,
-                gpu=cell.backend in GPU_BACKENDS,
+            job = self._job(cell, scratch)
+            window = self._window(cell)
+            run, outputs = self._measure(job, scratch / "first")
+            evidence = self._evidence(job, run, outputs, accepted=read_window(store, window))
+            verdict = self._judge(evidence)
+            if needs_second_run(verdict.findings):
+                step.update("slower than accepted runs: measured once more")
+                again, _ = self._measure(job, scratch / "again")
+                evidence = dataclasses.replace(evidence, again=again)
+                verdict = self._judge(evidence)
+        if is_reference and verdict.verdict == verdict.gates["outputs"] == "passed":
+            put_golden(store, self._golden_key(cell), outputs)
+        if verdict.verdict == verdict.gates["latency"] == "passed":
+            accepted = accepted_run(
+                evidence.again or run,
+                created=utc_now(),
+                image=self.images[cell.image].digest,
+                served=self._digest_served(cell),
             )
-            run, outputs = run_job(job, runner=self._runner, scratch=scratch)
-            golden = None
-            if reference and reference.id != cell.id:
-                golden = find_golden(workspace.store, self._golden_key(reference))
-            evidence = Evidence(
-                run=run,
-                outputs=outputs,
-                golden=golden,
-                tolerance=spec.tolerance.get(cell.precision),
-                golden_missing=golden is None and (reference is None or reference.id != cell.id),
-            )
-            verdict = judge(evidence, gates=self.matrix.gates, rules=load_rules())
-            proved = verdict.verdict == verdict.gates["outputs"] == "passed"
-            if proved and reference and reference.id == cell.id:
-                put_golden(workspace.store, self._golden_key(cell), outputs)
+            record_run(store, window, accepted, verdict=verdict)
         log = canonical_json({"stdout": run.stdout, "stderr": run.stderr})
-        workspace.store.put_blob(digest_of_bytes(log), [log])
+        store.put_blob(digest_of_bytes(log), [log])
         return msgspec.structs.replace(verdict, log_digest=digest_of_bytes(log))
+
+    def _job(self, cell: Cell, scratch: Path) -> SmokeJob:
+        spec, image = self.matrix.models[cell.model], self.matrix.images[cell.image]
+        shapes = input_shapes(spec.inputs, spec.profiles[cell.profile])
+
+        def inputs_at(batch: int) -> Arrays:
+            at = shapes_at_batch(spec, name=cell.model, profile=cell.profile, batch=batch)
+            return make_inputs(spec.inputs, at)
+
+        return SmokeJob(
+            cell=cell,
+            image=load_image(self.images[cell.image], workspace=self.workspace),
+            python=image.python,
+            served=self._served(cell, scratch),
+            inputs=make_inputs(spec.inputs, shapes),
+            limits=self.matrix.smoke,
+            gpu=cell.backend in GPU_BACKENDS,
+            batch=batch_of(spec.inputs, shapes),
+            inputs_at=inputs_at,
+            command=image.smoke.command if image.smoke else (),
+        )
+
+    def _measure(self, job: SmokeJob, folder: Path) -> tuple[SmokeRun, Arrays]:
+        folder.mkdir()
+        return measure(job, runner=self._runner, scratch=folder, instruments=self.instruments)
+
+    def _evidence(
+        self, job: SmokeJob, run: SmokeRun, outputs: Arrays, *, accepted: Sequence[AcceptedRun]
+    ) -> Evidence:
+        cell, golden = job.cell, None
+        reference = self.reference_of(cell)
+        is_reference = reference is not None and reference.id == cell.id
+        if reference and not is_reference:
+            golden = find_golden(self.workspace.store, self._golden_key(reference))
+        pins, needed = pins_to_check(cell.backend, self.matrix.pins, own_command=run.own_command)
+        return Evidence(
+            run=run,
+            backend=cell.backend,
+            outputs=outputs,
+            golden=golden,
+            tolerance=self.matrix.models[cell.model].tolerance.get(cell.precision),
+            golden_missing=golden is None and not is_reference,
+            pins=pins,
+            needed=needed,
+            attention_blocks=self.models[cell.model].attention_blocks(),
+            asked=series_of(job),
+            window=accepted,
+        )
+
+    def _judge(self, evidence: Evidence) -> SmokeVerdict:
+        gates = gates_of_cell(self.matrix.gates, evidence.run.cell)
+        return judge(evidence, gates=gates, rules=load_rules())
 
     def _runner(self, container: Container) -> Ended:
         with self.workspace.outside.running():
             return self.workspace.engine().run(container)
+
+    def _window(self, cell: Cell) -> Window:
+        """What the accepted runs of a cell have in common."""
+        spec, limits = self.matrix.models[cell.model], self.matrix.smoke
+        gpu = next((gpu for gpu in self.gpus if gpu.sm == cell.sm), None)
+        return Window(
+            cell=cell.id,
+            machine=gpu.name or f"SM {gpu.sm}" if gpu else host_name_of_speed(),
+            shapes=input_shapes(spec.inputs, spec.profiles[cell.profile]),
+            batches=limits.batches,
+            concurrency=limits.concurrency,
+            warmup=limits.warmup,
+        )
 
     def _served(self, cell: Cell, scratch: Path) -> Path:
         """The file a cell serves: its plan, verified on the way out of the store, or its model."""
@@ -165,6 +240,10 @@ class Smoking:
         folder.mkdir()
         self.workspace.store.fetch_blob(self.plans[cell.id].digest, folder / "model.plan")
         return folder / "model.plan"
+
+    def _digest_served(self, cell: Cell) -> str:
+        plan = self.plans.get(cell.id)
+        return plan.digest if plan else identity_of_model(self.matrix.models[cell.model])
 
     def _golden_key(self, reference: Cell) -> str:
         spec = self.matrix.models[reference.model]
@@ -176,21 +255,22 @@ class Smoking:
 
     def _key(self, cell: Cell) -> str:
         """Everything a verdict depends on."""
-        spec = self.matrix.models[cell.model]
-        plan = self.plans.get(cell.id)
+        spec, image = self.matrix.models[cell.model], self.matrix.images[cell.image]
         reference = self.reference_of(cell)
         tolerance = spec.tolerance.get(cell.precision)
         return digest_of_value(
             {
                 "image": self.images[cell.image].digest,
-                "python": self.matrix.images[cell.image].python,
-                "served": plan.digest if plan else identity_of_model(spec),
+                "python": image.python,
+                "command": image.smoke.command if image.smoke else (),
+                "served": self._digest_served(cell),
                 "shapes": input_shapes(spec.inputs, spec.profiles[cell.profile]),
                 "backend": cell.backend,
                 "gpu": [(gpu.sm, gpu.driver) for gpu in self.gpus if gpu.sm == cell.sm],
-                "gates": msgspec.to_builtins(self.matrix.gates),
+                "gates": msgspec.to_builtins(gates_of_cell(self.matrix.gates, cell.id)),
+                "pins": pins_as_text(self.matrix.pins),
                 "tolerance": msgspec.to_builtins(tolerance),
-                "requests": self.matrix.smoke.requests,
+                "smoke": msgspec.to_builtins(self.matrix.smoke, enc_hook=int),
                 "golden": self._golden_key(reference) if reference else "",
                 "judge": digest_of_judge(),
             }

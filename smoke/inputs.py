@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planyard.core.matrix import ShapeRange, TensorSpec
+from planyard.core.errors import InputError
+from planyard.core.matrix import Model, ShapeRange, TensorSpec
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,49 @@ def input_shapes(
         name: profile[name].opt if name in profile else tuple(map(int, spec.shape))
         for name, spec in inputs.items()
     }
+
+
+def batch_of(inputs: Mapping[str, TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """The batch size of these shapes: where an input begins with a named dimension, its size.
+
+    A model without such an input has the batch its first input was exported with; 1 for a scalar.
+    """
+    named = [name for name, spec in inputs.items() if _has_batch(spec)]
+    first = shapes[next(iter(named or inputs))]
+    return first[0] if first else 1
+
+
+def shapes_at_batch(
+    model: Model, *, name: str, profile: str, batch: int
+) -> dict[str, tuple[int, ...]]:
+    """The optimum shapes of a profile with another batch size; its own gives the optimum's.
+
+    The batch is the first dimension of an input, where that has a name; inputs whose first
+    dimension is a number stay as they are. Raises InputError where the profile has no such batch.
+    """
+    ranges = model.profiles[profile]
+    shapes = input_shapes(model.inputs, ranges)
+    if batch == batch_of(model.inputs, shapes):
+        return shapes
+    where = f"models.{name}.profiles.{profile}"
+    named = [each for each, spec in model.inputs.items() if _has_batch(spec) and each in ranges]
+    problems = [
+        f"{where}.{each}: a batch of {batch} is not within {size.min[0]} to {size.max[0]}"
+        for each, size in ranges.items()
+        if each in named and not size.min[0] <= batch <= size.max[0]
+    ]
+    if not named:
+        problems = [f"{where}: no input has a first dimension that could be a batch of {batch}"]
+    if problems:
+        raise InputError(
+            problems,
+            mend="change smoke.batches, or the min and max of the profile's first dimensions",
+        )
+    return shapes | {each: (batch, *shapes[each][1:]) for each in named}
+
+
+def _has_batch(spec: TensorSpec) -> bool:
+    return bool(spec.shape) and isinstance(spec.shape[0], str)
 
 
 def make_inputs(
@@ -51,11 +95,16 @@ def make_inputs(
     return made
 
 
-def write_inputs(arrays: Mapping[str, npt.NDArray[np.generic]], folder: Path) -> dict[str, object]:
-    """Write raw little-endian files; returns the job's description of them (files by name)."""
-    described: dict[str, object] = {}
+def write_inputs(
+    arrays: Mapping[str, npt.NDArray[np.generic]], folder: Path, *, stem: str = "input"
+) -> dict[str, dict[str, object]]:
+    """Write raw little-endian files `STEM-0.bin` and so on; returns the job's description of them.
+
+    Files are named relative to `folder`.
+    """
+    described: dict[str, dict[str, object]] = {}
     for number, (name, array) in enumerate(arrays.items()):
-        file = f"input-{number}.bin"
+        file = f"{stem}-{number}.bin"
         array.tofile(folder / file)
         described[name] = {"file": file, "dtype": str(array.dtype), "shape": list(array.shape)}
     return described

@@ -1,9 +1,28 @@
-"""A smoke run before it starts: the cell, what it serves and is asked, the script's job file."""
+"""A smoke run before it starts: the cell, what it serves and is asked, the script's job file.
+
+`job.json` is what every script of `smoke/inside` reads (the report is `SmokeReport`):
+
+    schema          1
+    model           path of the ONNX file, or of the plan
+    providers       what the session is asked to run on, in order
+    series          the series of requests, in the order they are asked; at least one. Each has
+        batch           the batch size
+        concurrency     how many requests are under way at once
+        inputs          name → {file, dtype, shape}: raw little-endian bytes, C order; `file` is
+                        relative to the folder of job.json
+    warmup          requests before the first timed one, in each series
+    requests        timed requests of each series
+    series_seconds  a series ends after this time, but not before its 5th request
+    out             folder for report.json and the files of the outputs
+
+Outputs are those of the first series, whose shapes are always the profile's optimum: what the
+goldens were made with. Series with the same inputs name the same files.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +58,9 @@ SCRIPTS: Mapping[Backend, str] = {
 class SmokeJob:
     """A cell to run: its image in the engine, the file it serves, the inputs it is asked.
 
-    `served` is the ONNX file, or the plan; its folder is mounted read-only. `command` is the
-    image's own smoke command, instead of planyard's script.
+    `served` is the ONNX file, or the plan; its folder is mounted read-only. `inputs` are those of
+    the profile's optimum, whose batch size is `batch`; `inputs_at` makes those of another batch
+    (`limits.batches`). `command` is the image's own smoke command, instead of planyard's script.
     """
 
     cell: Cell
@@ -50,6 +70,8 @@ class SmokeJob:
     inputs: Arrays
     limits: SmokeLimits
     gpu: bool
+    batch: int = 1
+    inputs_at: Callable[[int], Arrays] | None = None
     command: tuple[str, ...] = ()
 
 
@@ -58,17 +80,37 @@ def can_smoke(backend: Backend) -> bool:
     return backend in SCRIPTS
 
 
+def series_of(job: SmokeJob) -> tuple[tuple[int, int], ...]:
+    """Batch and concurrency of each series; the first is the profile's optimum, always."""
+    limits = job.limits
+    batches = limits.batches or (job.batch,)
+    asked = [(batch, number) for batch in batches for number in limits.concurrency]
+    return tuple(dict.fromkeys([(job.batch, limits.concurrency[0]), *asked]))
+
+
 def write_job(job: SmokeJob, work: Path) -> None:
-    """Write `job.json` and the inputs into `work`, which the container sees as /job."""
-    described = write_inputs(job.inputs, work)
-    for entry in described.values():
-        entry["file"] = f"/job/{entry['file']}"  # type: ignore[index]
+    """Write `job.json` and the inputs into `work`, which the container sees as /job.
+
+    The inputs of a batch size are made, written once and let go before those of the next.
+    """
+    described = {job.batch: write_inputs(job.inputs, work)}
+    series = []
+    for batch, concurrency in series_of(job):
+        if batch not in described:
+            if job.inputs_at is None:
+                raise ValueError(f"{job.cell.id}: nothing makes inputs of batch {batch}")
+            described[batch] = write_inputs(job.inputs_at(batch), work, stem=f"batch-{batch}")
+        series.append(
+            {"batch": batch, "concurrency": concurrency, "inputs": described[batch]},
+        )
     document = {
         "schema": JOB_SCHEMA,
         "model": f"/model/{job.served.name}",
         "providers": list(PROVIDERS[job.cell.backend]),
-        "inputs": described,
+        "series": series,
+        "warmup": job.limits.warmup,
         "requests": job.limits.requests,
+        "series_seconds": job.limits.series_seconds,
         "out": "/out",
     }
     (work / "job.json").write_text(json.dumps(document))

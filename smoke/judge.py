@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from planyard.core.findings import Finding, failures
-from planyard.core.matrix import Tolerance
+from planyard.core.matrix import GPU_BACKENDS, Backend, Tolerance
 from planyard.core.matrix_smoke import Gates
 from planyard.core.results import SmokeRun, SmokeVerdict, Verdict
+from smoke.baseline import AcceptedRun
+from smoke.exits import wrong_endings
+from smoke.gates.attention import attention_figures, check_attention
+from smoke.gates.latency import Setting, check_latency, latency_figures
 from smoke.gates.logs import check_logs
 from smoke.gates.outputs import check_outputs
 from smoke.gates.placement import check_placement
 from smoke.gates.providers import check_providers
+from smoke.gates.utilization import check_utilization, utilization_figures
+from smoke.gates.versions import check_versions
+from smoke.job import PROVIDERS
 from smoke.rules import RuleSet
 
 if TYPE_CHECKING:
@@ -22,38 +29,45 @@ if TYPE_CHECKING:
 
     Arrays = Mapping[str, npt.NDArray[np.generic]]
 
+Check = Callable[[], tuple[Finding, ...]]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """What the gates may look at. `golden` is None for the run that makes the golden."""
+    """What the gates may look at.
+
+    `golden` is None for the run that makes the golden. `pins` and `needed` are those of
+    `pins_to_check`, `asked` the batch sizes and concurrencies of the job's series, `window` the
+    accepted runs of the cell, oldest first. `attention_blocks` is None where the model's graph
+    could not be read. `again` is a second run, made because the first was too slow.
+    """
 
     run: SmokeRun
+    backend: Backend
     outputs: Arrays
     golden: Arrays | None
     tolerance: Tolerance | None
     golden_missing: bool = False
+    pins: Mapping[str, str]
+    needed: Collection[str]
+    attention_blocks: int | None
+    asked: Sequence[Setting]
+    window: Sequence[AcceptedRun] = ()
+    again: SmokeRun | None = None
 
 
 def judge(evidence: Evidence, *, gates: Gates, rules: RuleSet) -> SmokeVerdict:
     """Ask every gate that is on; the run passes when none of them found a failure.
 
     A run that ended with another code than 0, or by its time limit, fails whatever gates are off.
+    `gates` are those of the run's cell.
     """
     run = evidence.run
-    checks: dict[str, tuple[bool, Callable[[], tuple[Finding, ...]]]] = {
-        "logs": (gates.logs, lambda: check_logs(run, rules=rules)),
-        "providers": (gates.providers, lambda: check_providers(run)),
-        "placement": (
-            gates.placement,
-            lambda: check_placement(run, cpu_operators=gates.cpu_operators),
-        ),
-        "outputs": (gates.outputs, lambda: _check_outputs(evidence)),
-    }
     found = check_exit(run)
     verdicts: dict[str, Verdict | Literal["off"]] = {"exit": "failed" if found else "passed"}
     findings = list(found)
-    for name, (on, check) in checks.items():
-        if not on:
+    for name, check in _checks(evidence, gates, rules).items():
+        if not getattr(gates, name):
             verdicts[name] = "off"
             continue
         gate_findings = check()
@@ -67,20 +81,54 @@ def judge(evidence: Evidence, *, gates: Gates, rules: RuleSet) -> SmokeVerdict:
         findings=tuple(findings),
         seconds=round(run.seconds, 3),
         latencies_ms=report.latencies_ms if report else (),
+        latency=latency_figures(
+            evidence.again or run, window=evidence.window, limits=gates.latency_limits
+        ),
         placement=report.placement if report else (),
+        memcpy_nodes=report.memcpy_nodes if report else None,
+        attention=attention_figures(run, blocks=evidence.attention_blocks),
+        utilization=utilization_figures(run),
+        loaded=report.loaded if report else {},
     )
 
 
+def _checks(evidence: Evidence, gates: Gates, rules: RuleSet) -> dict[str, Check]:
+    """The gates that apply to a run, by name. NVML has nothing to say of a run on the CPU."""
+    run, backend = evidence.run, evidence.backend
+    checks: dict[str, Check] = {
+        "logs": lambda: check_logs(run, rules=rules),
+        "providers": lambda: check_providers(run, backend_provider=PROVIDERS[backend][0]),
+        "placement": lambda: check_placement(
+            run,
+            cpu_operators=gates.cpu_operators,
+            memcpy_nodes=gates.memcpy_nodes,
+            backend_provider=PROVIDERS[backend][0],
+        ),
+        "attention": lambda: check_attention(
+            run, blocks=evidence.attention_blocks, unfused=gates.unfused_attention
+        ),
+        "outputs": lambda: _check_outputs(evidence),
+        "latency": lambda: check_latency(
+            run,
+            asked=evidence.asked,
+            window=evidence.window,
+            limits=gates.latency_limits,
+            again=evidence.again,
+        ),
+        "versions": lambda: check_versions(run, pins=evidence.pins, needed=evidence.needed),
+    }
+    if backend in GPU_BACKENDS:
+        floor = gates.utilization_floor
+        checks["utilization"] = lambda: check_utilization(run, floor=floor)
+    return checks
+
+
 def check_exit(run: SmokeRun) -> tuple[Finding, ...]:
-    """A finding unless the run ended by itself, with 0."""
-    if run.timed_out:
-        message = f"the run did not end within its time limit ({run.seconds:.0f} s)"
-    elif run.exit_code != 0:
-        said = run.report.error if run.report and run.report.error else _last_line(run)
-        message = f"the run ended with exit code {run.exit_code}: {said}"
-    else:
-        return ()
-    return (Finding(gate="exit", rule="exit.not-zero", where=run.cell, message=message),)
+    """A finding for everything that is wrong with how the run ended, or with what it reported."""
+    return tuple(
+        Finding(gate="exit", rule=ending.rule, where=run.cell, message=ending.message)
+        for ending in wrong_endings(run)
+    )
 
 
 def _check_outputs(evidence: Evidence) -> tuple[Finding, ...]:
@@ -94,8 +142,3 @@ def _check_outputs(evidence: Evidence) -> tuple[Finding, ...]:
         golden=evidence.golden,
         tolerance=evidence.tolerance,
     )
-
-
-def _last_line(run: SmokeRun) -> str:
-    lines = (run.stderr.strip() or run.stdout.strip()).splitlines()
-    return lines[-1][:200] if lines else "it said nothing"

@@ -149,6 +149,8 @@ class SmokeReport(msgspec.Struct, frozen=True, kw_only=True):
     """Copies between host and device in the graph that was run; None when nothing counted them."""
     cpu_fallback_refused: bool | None = None
     """Whether a session that may not fall back to the CPU was refused; None when not tried."""
+    cpu_fallback_said: str = ""
+    """With which words it was refused."""
     attention: AttentionFound | None = None
     loaded: dict[str, LoadedLibrary] = {}
     """Libraries in the process's memory, by the names of the pins."""
@@ -178,6 +180,11 @@ class SmokeRun(msgspec.Struct, frozen=True, kw_only=True):
     began_seconds: float = 0.0
     own_command: bool = False
     """The image's own smoke command ran, and reported by the protocol of docs/smoke-command.md."""
+    memory_limit_bytes: int | None = None
+    flooded: Literal["", "stdout", "stderr"] = ""
+    """The stream that passed its limit: the run was stopped, and only its beginning is kept."""
+    problems: tuple[str, ...] = ()
+    """What was reported and cannot be read, with how to mend it: each one fails the run."""
     reference_ms: tuple[float, ...] = ()
     """Times of a fixed load on the host's cores, taken around the run."""
     gpu_samples: tuple[GpuSample, ...] | None = None

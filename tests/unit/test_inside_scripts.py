@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import ast
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+from onnx import TensorProto, helper
 
 from builders.probing import ProbeReport
 from planyard.core.results import SmokeReport
@@ -22,6 +26,7 @@ from tests import onnx_models
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted(path for path in ROOT.glob("*/**/inside/*.py") if ".venv" not in path.parts)
 CPU = "CPUExecutionProvider"
+FLOAT = TensorProto.FLOAT
 X = np.linspace(-1, 1, 3 * 8 * 8, dtype="float32").reshape(1, 3, 8, 8)
 
 
@@ -46,22 +51,29 @@ def plain_model() -> onnx.ModelProto:
 
 
 def write_job(tmp_path: Path, **changes: Any) -> str:
-    """A job for `ort.py`, as `smoke/run.py` writes it."""
+    """A job for a smoke script, as `smoke/job.py` writes it."""
     X.tofile(tmp_path / "input-0.bin")
     (tmp_path / "model.onnx").write_bytes(plain_model().SerializeToString())
     (tmp_path / "out").mkdir(exist_ok=True)
-    x = {"file": str(tmp_path / "input-0.bin"), "dtype": "float32", "shape": list(X.shape)}
     job = {
         "schema": 1,
         "model": str(tmp_path / "model.onnx"),
         "providers": [CPU],
-        "inputs": {"x": x},
-        "requests": 2,
+        "series": [series()],
+        "warmup": 1,
+        "requests": 5,
+        "series_seconds": 10,
         "out": str(tmp_path / "out"),
         **changes,
     }
     (tmp_path / "job.json").write_text(json.dumps(job))
     return str(tmp_path / "job.json")
+
+
+def series(*, shape: tuple[int, ...] = X.shape, **changes: Any) -> dict[str, Any]:
+    """One series of requests for the plain model."""
+    x = {"file": "input-0.bin", "dtype": "float32", "shape": list(shape)}
+    return {"batch": 1, "concurrency": 1, "inputs": {"x": x}, **changes}
 
 
 def report_in(tmp_path: Path) -> SmokeReport:
@@ -75,12 +87,13 @@ def test_onnx_runtime_answers_and_says_where_everything_ran(tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     assert "[W:onnxruntime" in done.stderr  # of its own: no level hides what the log gate reads
     assert "planyard: session ready" in done.stdout
-    assert "planyard: request 2" in done.stdout
+    assert "planyard: batch 1, 1 at once: 5 requests" in done.stdout
     report = report_in(tmp_path)
     assert (report.providers_asked, report.providers_active) == ((CPU,), (CPU,))
     assert {each.provider for each in report.placement} == {CPU}
     assert sum(each.count for each in report.placement) >= 1
-    assert len(report.latencies_ms) == 2
+    assert len(report.latencies_ms) == 5
+    assert (report.memcpy_nodes, report.cpu_fallback_refused) == (0, None)
     assert list(report.versions) == ["onnxruntime"]
     outputs = read_outputs(report, tmp_path / "out")
     assert np.allclose(outputs["y"], np.maximum(X, 0) + 0.5)
@@ -115,11 +128,175 @@ def test_a_model_that_is_refused_ends_with_one_and_its_reason(
 
 
 def test_a_request_that_fails_leaves_no_outputs_behind(tmp_path: Path) -> None:
-    x = {"file": str(tmp_path / "input-0.bin"), "dtype": "float32", "shape": [3, 64]}
-    done = run("smoke/inside/ort.py", write_job(tmp_path, inputs={"x": x}))
+    done = run("smoke/inside/ort.py", write_job(tmp_path, series=[series(shape=(3, 64))]))
     assert done.returncode == 1
     assert "rank" in report_in(tmp_path).error.lower()
     assert report_in(tmp_path).outputs == ()
+
+
+def test_series_are_asked_in_order_and_the_first_gives_the_outputs(tmp_path: Path) -> None:
+    twice = np.concatenate([X, -X])
+    twice.tofile(tmp_path / "batch-2-0.bin")
+    two = {"x": {"file": "batch-2-0.bin", "dtype": "float32", "shape": list(twice.shape)}}
+    asked = [series(), series(concurrency=3), series(batch=2, inputs=two)]
+    (tmp_path / "scratch").mkdir()
+    job = write_job(tmp_path, series=asked, requests=7, warmup=0)
+    before = time.time()
+    done = run("smoke/inside/ort.py", job, env={"TMPDIR": str(tmp_path / "scratch")})
+    assert done.returncode == 0, done.stderr
+    report = report_in(tmp_path)
+    found = [(each.batch, each.concurrency, len(each.latencies_ms)) for each in report.series]
+    assert found == [(1, 1, 7), (1, 3, 7), (2, 1, 7)]
+    assert report.latencies_ms == report.series[0].latencies_ms
+    assert read_outputs(report, tmp_path / "out")["y"].shape == X.shape
+    began, ended = report.requests_began_seconds, report.requests_ended_seconds
+    assert before < (began or 0) < (ended or 0) < time.time()
+    assert list((tmp_path / "scratch").glob("planyard-*")) == []  # the profile is gone
+
+
+def test_versions_are_those_of_what_is_in_memory(tmp_path: Path) -> None:
+    done = run("smoke/inside/ort.py", write_job(tmp_path))
+    assert done.returncode == 0, done.stderr
+    loaded = report_in(tmp_path).loaded
+    assert loaded.keys() == {"onnxruntime", "python"}
+    assert loaded["onnxruntime"].version == importlib.metadata.version("onnxruntime")
+    assert Path(loaded["onnxruntime"].path).suffix == ".so"
+    assert loaded["python"].version == platform.python_version()
+
+
+def attention_model(calls: int) -> bytes:
+    """Attention as one operator and as three, and once more in the body of a loop."""
+    qkv = [helper.make_tensor_value_info(name, FLOAT, [1, 2, 4, 8]) for name in "qkv"]
+    state = helper.make_tensor_value_info("state", FLOAT, [1, 2, 4, 8])
+    after = helper.make_tensor_value_info("after", FLOAT, [1, 2, 4, 8])
+    flags = [helper.make_tensor_value_info(n, TensorProto.BOOL, []) for n in ("go", "go on")]
+    count = helper.make_tensor_value_info("i", TensorProto.INT64, [])
+    body = helper.make_graph(
+        [
+            helper.make_node("Attention", ["state", "k", "v"], ["after"], name="inner"),
+            helper.make_node("Identity", ["go"], ["go on"]),
+        ],
+        "body",
+        [count, flags[0], state],
+        [flags[1], after],
+    )
+    nodes = [
+        helper.make_node("Attention", ["q", "k", "v"], ["one"], name="outer"),
+        helper.make_node("Transpose", ["k"], ["kt"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["one", "kt"], ["scores"]),
+        helper.make_node("Softmax", ["scores"], ["weights"]),
+        helper.make_node("MatMul", ["weights", "v"], ["two"]),
+        helper.make_node("Loop", ["calls", "", "two"], ["y"], body=body),
+    ]
+    calls_made = helper.make_tensor("calls", TensorProto.INT64, [], [calls])
+    y = helper.make_tensor_value_info("y", FLOAT, [1, 2, 4, 8])
+    graph = helper.make_graph(nodes, "attention", qkv, [y], [calls_made])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+def test_fused_attention_is_counted_by_node_whatever_names_it(tmp_path: Path) -> None:
+    x = {"file": "input-0.bin", "dtype": "float32", "shape": [1, 2, 4, 8]}
+    job = write_job(tmp_path, series=[series(inputs=dict.fromkeys("qkv", x))])
+    np.ones(64, "float32").tofile(tmp_path / "input-0.bin")
+    (tmp_path / "model.onnx").write_bytes(attention_model(calls=4))
+    done = run("smoke/inside/ort.py", job)
+    assert done.returncode == 0, done.stderr
+    attention = report_in(tmp_path).attention
+    assert attention is not None
+    assert (attention.fused, attention.kinds) == (2, {"Attention": 2})
+    assert attention.how == "executed nodes of a profiled request"
+
+
+def test_a_version_without_assignment_says_where_nodes_ran(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(
+        "import onnxruntime.capi.onnxruntime_inference_collection as c\n"
+        "del c.Session.get_provider_graph_assignment_info\n"
+    )
+    done = run("smoke/inside/ort.py", write_job(tmp_path), env={"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+    assert [(p.provider, p.operator, p.count) for p in report_in(tmp_path).placement] == [
+        (CPU, "Add", 1),
+        (CPU, "Relu", 1),
+    ]
+
+
+def constant_model() -> bytes:
+    """Nothing to compute: no node that could be anywhere but where it was asked to be."""
+    x = helper.make_tensor_value_info("x", FLOAT, list(X.shape))
+    y = helper.make_tensor_value_info("y", FLOAT, [1])
+    graph = helper.make_graph([], "constant", [x], [y], [helper.make_tensor("y", FLOAT, [1], [1])])
+    opsets = [helper.make_opsetid("", 18)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("providers", "model", "refused"),
+    [
+        (["CUDAExecutionProvider"], None, True),
+        (["AzureExecutionProvider", CPU], None, True),
+        (["AzureExecutionProvider"], constant_model(), False),
+        ([CPU, "AzureExecutionProvider"], None, None),
+    ],
+    ids=["not there", "takes nothing", "no node elsewhere", "CPU cell"],
+)
+def test_a_session_that_may_not_fall_back_is_the_second_witness(
+    tmp_path: Path, providers: list[str], model: bytes | None, refused: bool | None
+) -> None:
+    job = write_job(tmp_path, providers=providers)
+    if model:
+        (tmp_path / "model.onnx").write_bytes(model)
+    done = run("smoke/inside/ort.py", job)
+    assert done.returncode == 0, done.stderr
+    report = report_in(tmp_path)
+    assert report.cpu_fallback_refused is refused
+    assert ("fallback to CPU EP has been" in report.cpu_fallback_said) is (refused is True)
+    # What the witness says is in the report, and nowhere that the log gate would judge it.
+    assert "explicitly disabled" not in done.stderr + done.stdout
+    assert "Falling back" not in done.stdout
+
+
+def full_disk(out: Path) -> None:
+    (out / "output-0.bin").symlink_to("/dev/full")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "said"),
+    [
+        (full_disk, "OSError"),
+        (lambda out: (out / "report.json").write_text("{}"), "SystemExit"),
+        (lambda out: (out / "report.json.part").write_text("{"), "RuntimeError"),
+    ],
+    ids=["no space", "library that exits", "words that are no text"],
+)
+def test_whatever_happens_the_report_is_whole_and_says_so(
+    tmp_path: Path, prepare: Any, said: str
+) -> None:
+    job = write_job(tmp_path)
+    prepare(tmp_path / "out")
+    env = {}
+    if said != "OSError":
+        stub(tmp_path, "numpy")
+        broken = {"SystemExit": "import sys; sys.exit(0)", "RuntimeError": "raise RuntimeError"}
+        text = broken[said] + r"('\udcff')" * (said == "RuntimeError")
+        (tmp_path / "stubs" / "onnxruntime.py").write_text(text)
+        env = {"PYTHONPATH": str(tmp_path / "stubs")}
+    done = run("smoke/inside/ort.py", job, env=env, bare=bool(env))
+    assert done.returncode == 1
+    assert report_in(tmp_path).error.startswith(said)
+    assert report_in(tmp_path).outputs == ()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["report.json"]
+
+
+def test_a_report_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) -> None:
+    stub(tmp_path, "numpy", "onnxruntime")
+    job = write_job(tmp_path, schema=2)
+    (tmp_path / "out" / "report.json").mkdir()
+    done = run("smoke/inside/ort.py", job, env={"PYTHONPATH": str(tmp_path / "stubs")}, bare=True)
+    assert done.returncode == 1
+    assert "schema 1" in done.stderr
+    assert "no report could be written: [Errno 21]" in done.stderr
 
 
 @pytest.mark.parametrize("script", ["smoke/inside/ort.py", "smoke/inside/trt_rtx.py"])
