@@ -13,11 +13,14 @@ from engines.keeping.checking import FsckReport
 from engines.keeping.copying import CopyReport
 from engines.keeping.gc import GcReport
 from engines.lookup import lookup_json_schema
+from engines.node_labels import NodeLabels
 from engines.snapshot import Snapshot, any_json
+from engines.snapshot_diff import SnapshotDiff
 from planyard.core.cells import Cell, Dropped
 from planyard.core.findings import Severity
 from planyard.core.report import BuildReport
 from planyard.core.schema import matrix_json_schema
+from smoke.own_lines import SmokeLine
 
 
 class CellsDocument(msgspec.Struct, frozen=True, kw_only=True):
@@ -54,16 +57,19 @@ class SnapshotsDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def all_schemas() -> dict[str, dict[str, Any]]:
-    """The matrix, and every document that planyard prints."""
-    documents = {
+    """The matrix, every document that planyard prints, and the lines that smoke commands print."""
+    documents: dict[str, Any] = {
         "build": BuildReport,
         "cells": CellsDocument,
         "channel-history": ChannelHistory,
         "channels": Channels,
+        "labels": NodeLabels,
         "log-check": LogDocument,
         "promote": Move,
         "sign": EvidenceSet,
+        "smoke-line": SmokeLine,
         "snapshot": SnapshotsDocument,
+        "snapshot-diff": SnapshotDiff,
         "store-copy": CopyReport,
         "store-fsck": FsckReport,
         "store-gc": GcReport,

@@ -46,7 +46,7 @@ def main() -> None:
 
 def add_verbs() -> None:
     """Add every verb to the application."""
-    from builders.cli import build, channels, log, look, sign, store, tend
+    from builders.cli import build, channels, log, look, sign, snapshot, store, tend
 
-    for module in (build, channels, log, look, sign, store, tend):
+    for module in (build, channels, log, look, sign, snapshot, store, tend):
         module.add_to(app)

@@ -1,4 +1,4 @@
-"""The verbs that look: cells, plan show, lookup, snapshot show. None needs Docker."""
+"""The verbs that look: cells, plan show, lookup. None needs Docker."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from planyard.core.errors import InputError, IntegrityError
 from planyard.core.units import format_bytes
 from planyard.edge.console import Console
 
-snapshot_app = typer.Typer(help="Read capability snapshots.", no_args_is_help=True)
 DigestArgument = Annotated[
     str,
     typer.Argument(
@@ -64,8 +63,6 @@ def add_to(app: typer.Typer) -> None:
     app.command("cells")(cells)
     app.command("lookup")(lookup)
     plan_app.command("show")(plan_show)
-    snapshot_app.command("show")(snapshot_show)
-    app.add_typer(snapshot_app, name="snapshot")
 
 
 @verb
@@ -236,27 +233,3 @@ def _show_snapshot(snapshot: Any, console: Console) -> None:
     counts = Counter(verdict.verdict for verdict in snapshot.smoke)
     found = ", ".join(f"{name} {each.version}" for name, each in snapshot.versions_found.items())
     console.say(f"  {snapshot.gpu}: smoke {smoke_text(dict(counts))}; {snapshot.created}; {found}")
-
-
-@verb
-def snapshot_show(
-    digest: DigestArgument,
-    gpu: Annotated[str | None, typer.Option("--gpu", help="Only this GPU of the matrix.")] = None,
-    store: StoreOption = None,
-    json: JsonOption = False,  # noqa: ARG001 - it is JSON either way
-) -> int:
-    """The snapshots of an image, whole, as JSON: what it proved, and on what."""
-    from builders.image_names import image_named
-    from engines.lookup import lookup as look
-    from engines.snapshot import to_json
-
-    opened = open_store(store, root=Path.cwd())
-    result = look(opened, image_named(opened, digest, root=Path.cwd()))
-    chosen = [each for each in result.snapshots if gpu in (None, each.gpu)]
-    if not chosen:
-        known = ", ".join(sorted({each.gpu for each in result.snapshots}))
-        raise InputError([f"--gpu {gpu}: this image has snapshots for {known}"])
-    snapshots = [json_library.loads(to_json(snapshot)) for snapshot in chosen]
-    document = {"schema": 1, "snapshots": snapshots}
-    Console().document(json_library.dumps(document, indent=2, ensure_ascii=False))
-    return 0

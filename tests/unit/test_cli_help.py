@@ -23,7 +23,7 @@ NOWHERE = "sha256:" + "0" * 64
 WITH_JSON = {
     *("build", "cells", "doctor", "image build", "log-check", "lookup", "plan build", "plan show"),
     *("channels", "promote", "rollback", "sign", "smoke", "snapshot show", "verify"),
-    *("store copy", "store fsck", "store gc"),
+    *("store copy", "store fsck", "store gc", "snapshot diff", "labels"),
 }
 WITHOUT_A_RESULT = {"lock", "schema", "setup"}
 """They change files or the machine, and print nothing but progress."""
@@ -35,6 +35,7 @@ WITH_SELECT = {"build", "cells", "image build", "plan build", "smoke"}
 WITH_STORE = {
     *("build", "image build", "lookup", "plan build", "sign", "smoke", "snapshot show", "verify"),
     *("channels", "doctor", "promote", "rollback", "store fsck", "store gc"),
+    *("snapshot diff", "labels"),
 }
 
 
