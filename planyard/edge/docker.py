@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from planyard.core.errors import ImageBuildError, PlanyardError, SmokeNotRunError
 from planyard.edge import proc
 from planyard.edge.docker_cli import find_build_client, tells_something
+from planyard.edge.docker_streams import BoundedStreams, Flooded, OnOutput
 
 if TYPE_CHECKING:
     import docker
@@ -57,16 +58,18 @@ class Container:
     timeout_seconds: float
     user: str | None = None
     gpu: bool = False
+    cpus: float | None = None  # cores' time it gets, 0.5 is half a core's; None: no limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ended:
-    """A container that ended: both streams whole, apart."""
+    """A container that ended: both streams apart, and whole unless one `flooded` its limit."""
 
     exit_code: int | None
     seconds: float
     timed_out: bool = False
     out_of_memory: bool = False
+    flooded: Flooded = ""
     stdout: bytes = b""
     stderr: bytes = b""
 
@@ -186,9 +189,7 @@ class Engine:
         runtimes = self.client.info().get("Runtimes", {})
         return "nvidia" in runtimes or shutil.which("nvidia-container-runtime-hook") is not None
 
-    def run(
-        self, container: Container, *, on_output: Callable[[bytes], None] | None = None
-    ) -> Ended:
+    def run(self, container: Container, *, on_output: OnOutput | None = None) -> Ended:
         """Run to the end, or to the time limit; the container is gone afterwards, always."""
         import docker.errors
 
@@ -231,6 +232,7 @@ def _create_arguments(container: Container) -> dict[str, Any]:
         "tmpfs": {"/tmp": "size=1g,mode=1777"},  # noqa: S108 - inside the container
         "mem_limit": container.memory_bytes,
         "memswap_limit": container.memory_bytes,
+        "nano_cpus": None if container.cpus is None else int(container.cpus * 1e9),
         "pids_limit": 1024,
         "labels": {LABEL: str(os.getpid())},
         "user": container.user,
@@ -241,45 +243,45 @@ def _create_arguments(container: Container) -> dict[str, Any]:
     return arguments
 
 
-def _run_created(
-    created: Any, container: Container, on_output: Callable[[bytes], None] | None
-) -> Ended:
+def _run_created(created: Any, container: Container, on_output: OnOutput | None) -> Ended:
     # Attached before the start, so that no byte is lost whatever the engine's log driver is.
     streams = created.attach(stdout=True, stderr=True, stream=True, logs=True, demux=True)
-    timed_out = threading.Event()
-
-    def expire() -> None:
-        import docker.errors
-
-        timed_out.set()
-        with contextlib.suppress(docker.errors.APIError):
-            created.kill()
-
-    timer = threading.Timer(container.timeout_seconds, expire)
-    timer.daemon = True
+    kept, timed_out = BoundedStreams(), threading.Event()
+    timer = threading.Timer(container.timeout_seconds, _kill, [created, timed_out])
+    # A thread of its own: an engine that kills waits for whoever takes the output, and that is us.
+    stopper = threading.Timer(0, _kill, [created, threading.Event()])
+    timer.daemon = stopper.daemon = True
     started = time.monotonic()
     created.start()
     timer.start()
-    stdout, stderr = bytearray(), bytearray()
     try:
-        for out, err in streams:
-            stdout += out or b""
-            stderr += err or b""
-            if on_output:
-                on_output(out or err or b"")
+        kept.drain(streams, stop=stopper.start, on_output=on_output)
         status = created.wait()
+    except BaseException:
+        with contextlib.suppress(Exception):
+            streams.close()  # for the same reason: nobody takes it any more
+        raise
     finally:
         timer.cancel()
     seconds = time.monotonic() - started
     created.reload()
     return Ended(
-        exit_code=None if timed_out.is_set() else int(status["StatusCode"]),
+        exit_code=None if timed_out.is_set() or kept.flooded else int(status["StatusCode"]),
         timed_out=timed_out.is_set(),
         out_of_memory=bool(created.attrs["State"].get("OOMKilled")),
+        flooded=kept.flooded,
         seconds=seconds,
-        stdout=bytes(stdout),
-        stderr=bytes(stderr),
+        stdout=bytes(kept.stdout),
+        stderr=bytes(kept.stderr),
     )
+
+
+def _kill(created: Any, killed: threading.Event) -> None:
+    import docker.errors
+
+    killed.set()
+    with contextlib.suppress(docker.errors.APIError):
+        created.kill()
 
 
 def files_of_context(context: Path, patterns: Sequence[str]) -> list[str]:
