@@ -1,40 +1,129 @@
 """The placement gate: every node ran on the provider that was asked for first.
 
 In a GPU cell only the operator types that the matrix allows (shape arithmetic, which ONNX Runtime
-places on the CPU by design) may be elsewhere. No node on the wanted provider fails in any case.
+places on the CPU by design) may be there, copies between host and device have a budget, and a
+second witness has to agree: a session of the same model that may not fall back to the CPU. No node
+on the wanted provider fails in any case. What the witness proves: docs/gpu-gates.md.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator
 
-from planyard.core.findings import Finding
-from planyard.core.results import SmokeRun
+from planyard.core.findings import Finding, Severity
+from planyard.core.results import NodePlacement, SmokeReport, SmokeRun
 
 GATE = "placement"
+CPU = "CPUExecutionProvider"
+MAX_NODES = 10_000_000
+"""More nodes of one type on one provider than any graph has."""
+_ONNX_RUNTIME = "ExecutionProvider"  # how ONNX Runtime's names end; a plan's do not
+_COPIES = ("MemcpyFromHost", "MemcpyToHost")
 
 
-def check_placement(run: SmokeRun, *, cpu_operators: Sequence[str]) -> tuple[Finding, ...]:
-    """Findings when nodes are placed where they should not be, or nothing says where they are."""
+def check_placement(
+    run: SmokeRun, *, cpu_operators: Collection[str], memcpy_nodes: int, backend_provider: str = ""
+) -> tuple[Finding, ...]:
+    """Findings when nodes are placed where they should not be, or nothing says where they are.
+
+    `cpu_operators` may run on the CPU in a GPU cell; at most `memcpy_nodes` copies may be there.
+    `backend_provider` is what the cell's backend runs on (smoke.job.PROVIDERS): a command that
+    asked for the CPU in its place is judged by it.
+    """
     report = run.report
     if report is None or not report.placement or not report.providers_asked:
         return (_finding(run, "no-evidence", "the run did not report where its nodes were placed"),)
     wanted = report.providers_asked[0]
-    on_wanted = sum(each.count for each in report.placement if each.provider == wanted)
+    if wanted == CPU and backend_provider:
+        wanted = backend_provider
+    if bad := [each for each in report.placement if not _is_plausible(each)]:
+        message = f"this cannot be a placement: {_named(bad[0])}"
+        return (_finding(run, "malformed", message),)
     total = sum(each.count for each in report.placement)
-    if on_wanted == 0:
+    if not any(each.count for each in report.placement if each.provider == wanted):
         return (_finding(run, "none", f"none of {total} nodes was placed on {wanted}"),)
-    elsewhere: Counter[str] = Counter()
+    elsewhere = _elsewhere(report, wanted=wanted, cpu_operators=cpu_operators)
+    found = []
+    if elsewhere:
+        named = ", ".join(f"{count} {what}" for what, count in elsewhere.most_common(5))
+        message = f"{elsewhere.total()} of {total} nodes are not on {wanted}: {named}"
+        found.append(_finding(run, "elsewhere", message))
+    can_fall_back = wanted != CPU and wanted.endswith(_ONNX_RUNTIME)
+    found += _check_copies(run, report, budget=memcpy_nodes, counted=can_fall_back)
+    if can_fall_back:
+        found += _check_witness(run, report)
+    return tuple(found)
+
+
+def _is_plausible(placed: NodePlacement) -> bool:
+    named = placed.provider.strip() and placed.operator.strip()
+    return bool(named) and 0 <= placed.count <= MAX_NODES
+
+
+def _named(placed: NodePlacement) -> str:
+    return f"{placed.count} nodes {placed.operator!r} on {placed.provider!r}"
+
+
+def _elsewhere(report: SmokeReport, *, wanted: str, cpu_operators: Collection[str]) -> Counter[str]:
+    """Nodes that are neither on the wanted provider nor, where that is allowed, on the CPU."""
+    found: Counter[str] = Counter()
     for each in report.placement:
-        if each.provider != wanted and each.operator not in cpu_operators:
-            elsewhere[f"{each.operator} on {each.provider}"] += each.count
-    if not elsewhere:
-        return ()
-    named = ", ".join(f"{count} {what}" for what, count in elsewhere.most_common(5))
-    count = elsewhere.total()
-    return (_finding(run, "elsewhere", f"{count} of {total} nodes are not on {wanted}: {named}"),)
+        allowed = each.provider == CPU and each.operator in cpu_operators
+        if each.count and each.provider != wanted and not allowed:
+            found[f"{each.operator} on {each.provider}"] += each.count
+    return found
 
 
-def _finding(run: SmokeRun, rule: str, message: str) -> Finding:
-    return Finding(gate=GATE, rule=f"{GATE}.{rule}", where=run.cell, message=message)
+def _check_copies(
+    run: SmokeRun, report: SmokeReport, *, budget: int, counted: bool
+) -> Iterator[Finding]:
+    """Copies between host and device: what a node on the CPU amid a GPU's graph costs."""
+    placed = sum(each.count for each in report.placement if each.operator in _COPIES)
+    if report.memcpy_nodes is None:
+        if counted:
+            message = "the run did not report how many Memcpy nodes its graph has"
+            yield _finding(run, "no-copy-count", message)
+        return
+    count = max(report.memcpy_nodes, placed)
+    if report.memcpy_nodes < 0:
+        yield _finding(run, "malformed", f"{report.memcpy_nodes} Memcpy nodes are none")
+    elif count > budget:
+        message = f"{count} Memcpy nodes copy between host and device, {budget} may be there"
+        yield _finding(run, "copies", message)
+
+
+def _check_witness(run: SmokeRun, report: SmokeReport) -> Iterator[Finding]:
+    """What a session that may not fall back to the CPU says of the same graph.
+
+    ONNX Runtime refuses it when a node of the main graph, shape arithmetic too, is on the CPU or
+    nowhere after all optimizations (inference_session.cc, disable_cpu_ep_fallback); and whatever
+    the placement is, when the CPU provider was asked for by name.
+    """
+    on_cpu = sum(each.count for each in report.placement if each.provider == CPU)
+    refused = report.cpu_fallback_refused
+    if refused is None:
+        # An own command has no line for it in its protocol; planyard's script always asks.
+        if not run.own_command:
+            message = "no second witness: no session without CPU fallback was tried"
+            yield _finding(run, "no-witness", message)
+    elif CPU in report.providers_asked:
+        return
+    elif refused and not on_cpu:
+        message = (
+            "the placement has no node on the CPU, and yet ONNX Runtime refused a session "
+            "that may not fall back to it: one of the two is wrong"
+        )
+        yield _finding(run, "contradiction", message)
+    elif not refused and on_cpu:
+        message = (
+            f"{on_cpu} nodes were placed on the CPU, and yet a session without CPU fallback was "
+            "made: they were optimized away later, or are inside If, Loop or Scan"
+        )
+        yield _finding(run, "witness-differs", message, severity="warn")
+
+
+def _finding(run: SmokeRun, rule: str, message: str, *, severity: Severity = "fail") -> Finding:
+    return Finding(
+        gate=GATE, rule=f"{GATE}.{rule}", where=run.cell, message=message, severity=severity
+    )

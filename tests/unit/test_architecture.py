@@ -36,6 +36,7 @@ MAY_IMPORT = {
 """For each zone, the zones of ours that it may import."""
 
 ONLY_IN = {
+    "pynvml": ("planyard/edge/nvml.py",),
     "boto3": ("planyard/edge/s3.py", "engines/store/s3.py"),
     "docker": ("planyard/edge/docker.py",),
     "huggingface_hub": ("builders/model_sources.py",),

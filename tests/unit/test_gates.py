@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 
 from planyard.core.findings import failures
 from planyard.core.matrix import Tolerance
-from planyard.core.results import SmokeRun
+from planyard.core.results import SmokeReport, SmokeRun
 from smoke.gates.outputs import check_outputs
 from smoke.gates.placement import check_placement
 from smoke.gates.providers import check_providers
@@ -17,6 +18,7 @@ from smoke.judge import check_exit
 from tests.smoke_runs import CPU, CUDA, placed, report_of, run_of
 
 LIMITS = Tolerance(max_abs=0.1, mean_abs=0.01)
+TENSORRT = "TensorrtExecutionProvider"
 Arrays = dict[str, np.ndarray]
 
 
@@ -42,12 +44,57 @@ def test_a_silent_fallback_to_cpu_is_found() -> None:
 
 
 def test_one_of_two_providers_is_not_enough() -> None:
-    asked = ("TensorrtExecutionProvider", CUDA)
+    asked = (TENSORRT, CUDA)
     assert rules_of_providers(providers_asked=asked) == ["providers.not-active"]
 
 
 def test_another_provider_may_not_come_first() -> None:
     assert rules_of_providers(providers_active=(CPU, CUDA)) == ["providers.order"]
+    both = (TENSORRT, CUDA)
+    found = rules_of_providers(providers_asked=both, providers_active=(CUDA, TENSORRT, CPU))
+    assert found == ["providers.order"]
+    assert rules_of_providers(providers_asked=both, providers_active=(*both, CPU)) == []
+    found = rules_of_providers(providers_asked=both, providers_active=(TENSORRT, CPU, CUDA))
+    assert found == ["providers.order"]
+
+
+def test_a_provider_that_nobody_asked_for_is_found() -> None:
+    found = check_providers(run_of(report_of(providers_active=(CUDA, TENSORRT, CPU))))
+    assert [each.rule for each in found] == ["providers.unasked"]
+    assert "TensorrtExecutionProvider is active" in found[0].message
+
+
+@pytest.mark.parametrize(
+    "names", [(CUDA, CUDA), (CUDA, CPU, CUDA), (CUDA, ""), (" ", CUDA), ("",), (CPU, CPU)]
+)
+def test_names_that_no_session_has_fail(names: tuple[str, ...]) -> None:
+    assert rules_of_providers(providers_active=names) == ["providers.malformed"]
+    found = rules_of_providers(providers_asked=names)
+    assert found == ["providers.malformed"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "wanted", "by_script", "by_command"),
+    [
+        ((CUDA,), CUDA, [], []),
+        ((CPU,), CUDA, ["providers.not-asked"], ["providers.not-asked"]),
+        ((CPU, CUDA), CUDA, ["providers.not-asked"], ["providers.not-asked"]),
+        ((TENSORRT, CUDA), CUDA, ["providers.not-asked"], []),
+        ((CUDA, CPU), CUDA, ["providers.not-asked"], []),
+        ((CPU,), CPU, [], []),
+        ((CPU,), "TensorRT", ["providers.not-asked"], ["providers.not-asked"]),
+        ((CPU,), "", [], []),
+    ],
+)
+def test_a_run_has_to_ask_for_what_its_cell_is_for(
+    asked: tuple[str, ...], wanted: str, by_script: list[str], by_command: list[str]
+) -> None:
+    """A command of the image's own may ask for more, but not for the CPU in a GPU's place."""
+    report = report_of(providers_asked=asked, providers_active=asked)
+    for own_command, rules in ((False, by_script), (True, by_command)):
+        found = check_providers(run_of(report, own_command=own_command), backend_provider=wanted)
+        assert [each.rule for each in found] == rules
+        assert found == failures(found)
 
 
 @pytest.mark.parametrize(
@@ -64,13 +111,22 @@ def test_nothing_said_of_providers_fails(run: SmokeRun) -> None:
     assert failures(check_providers(run))
 
 
+def gpu_report(*counts: tuple[str, str, int], **changes: Any) -> SmokeReport:
+    """A session on CUDA with these nodes, and a second witness that agrees with them."""
+    refused = any(provider == CPU for provider, _, _ in counts)
+    fields = {"placement": placed(*counts), "memcpy_nodes": 0, "cpu_fallback_refused": refused}
+    return report_of(**{**fields, **changes})
+
+
 def rules_of_placement(
-    *counts: tuple[str, str, int], allowed: tuple[str, ...] = (), **changes: object
+    *counts: tuple[str, str, int],
+    allowed: tuple[str, ...] = (),
+    budget: int = 0,
+    **changes: Any,
 ) -> list[str]:
-    run = run_of(report_of(placement=placed(*counts), **changes))
-    found = check_placement(run, cpu_operators=allowed)
-    assert found == failures(found)
-    return [each.rule for each in found]
+    run = run_of(gpu_report(*counts, **changes))
+    found = check_placement(run, cpu_operators=allowed, memcpy_nodes=budget)
+    return [f"{each.severity} {each.rule.removeprefix('placement.')}" for each in found]
 
 
 def test_nodes_where_they_should_be_pass() -> None:
@@ -79,19 +135,25 @@ def test_nodes_where_they_should_be_pass() -> None:
 
 
 def test_one_operator_elsewhere_is_found_and_named() -> None:
-    report = report_of(placement=placed((CUDA, "Conv", 60), (CPU, "Resize", 3), (CPU, "Shape", 2)))
-    [finding] = check_placement(run_of(report), cpu_operators=("Shape",))
+    report = gpu_report((CUDA, "Conv", 60), (CPU, "Resize", 3), (CPU, "Shape", 2))
+    [finding] = check_placement(run_of(report), cpu_operators=("Shape",), memcpy_nodes=0)
     assert finding.rule == "placement.elsewhere"
     assert "3 of 65 nodes are not on CUDAExecutionProvider" in finding.message
     assert "3 Resize on CPUExecutionProvider" in finding.message
 
 
 def test_a_session_that_placed_nothing_on_the_gpu_fails_whatever_is_allowed() -> None:
-    assert rules_of_placement((CPU, "Shape", 4), allowed=("Shape",)) == ["placement.none"]
+    """The provider is listed as active all the same."""
+    assert rules_of_placement((CPU, "Shape", 4), allowed=("Shape",)) == ["fail none"]
 
 
 def test_allowed_operators_do_not_speak_for_others() -> None:
-    assert rules_of_placement((CUDA, "Conv", 1), (CPU, "Shape", 4)) == ["placement.elsewhere"]
+    assert rules_of_placement((CUDA, "Conv", 1), (CPU, "Shape", 4)) == ["fail elsewhere"]
+
+
+def test_allowed_operators_are_allowed_on_the_cpu_alone() -> None:
+    counts = ((CUDA, "Conv", 1), ("DmlExecutionProvider", "Shape", 4))
+    assert rules_of_placement(*counts, allowed=("Shape",)) == ["fail elsewhere"]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +165,125 @@ def test_allowed_operators_do_not_speak_for_others() -> None:
     ],
 )
 def test_nothing_said_of_placement_fails(run: SmokeRun) -> None:
-    found = check_placement(run, cpu_operators=("Shape",))
+    found = check_placement(run, cpu_operators=("Shape",), memcpy_nodes=0)
     assert [each.rule for each in found] == ["placement.no-evidence"]
+    assert failures(found)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        (CUDA, "Conv", -1),
+        (CPU, "Shape", -4),
+        (CUDA, "Conv", 10_000_001),
+        ("", "Conv", 3),
+        (" ", "Conv", 3),
+        (CUDA, "", 3),
+        (CPU, "Shape", 1 << 40),
+    ],
+)
+def test_what_cannot_be_a_placement_fails(bad: tuple[str, str, int]) -> None:
+    """A negative count would hide as many nodes elsewhere; a node without a provider is nowhere."""
+    for counts in ((bad, (CUDA, "Conv", 60)), ((CUDA, "Conv", 60), bad)):
+        assert rules_of_placement(*counts, allowed=("Shape", "Conv")) == ["fail malformed"]
+
+
+def test_negative_counts_do_not_cancel_nodes_elsewhere() -> None:
+    counts = ((CUDA, "Conv", 9), (CPU, "Resize", 3), (CPU, "Resize", -3))
+    assert rules_of_placement(*counts) == ["fail malformed"]
+
+
+@pytest.mark.parametrize(
+    ("count", "budget", "found"),
+    [
+        (0, 0, []),
+        (2, 2, []),
+        (3, 2, ["fail copies"]),
+        (1, 0, ["fail copies"]),
+        (-1, 0, ["fail malformed"]),
+        (None, 100, ["fail no-copy-count"]),
+    ],
+)
+def test_copies_have_a_budget(count: int | None, budget: int, found: list[str]) -> None:
+    counts = (CUDA, "Conv", 60)
+    assert rules_of_placement(counts, memcpy_nodes=count, budget=budget) == found
+
+
+def test_copies_that_the_placement_shows_count_too() -> None:
+    counts = ((CUDA, "Conv", 60), (CUDA, "MemcpyToHost", 2), (CUDA, "MemcpyFromHost", 1))
+    assert rules_of_placement(*counts) == ["fail copies"]
+    assert rules_of_placement(*counts, budget=3) == []
+
+
+ON_CPU = ((CUDA, "Conv", 60), (CPU, "Shape", 4))
+
+
+@pytest.mark.parametrize(
+    ("counts", "refused", "found"),
+    [
+        (ON_CPU, True, []),
+        (ON_CPU[:1], False, []),
+        (ON_CPU[:1], True, ["fail contradiction"]),
+        (ON_CPU, False, ["warn witness-differs"]),
+        (ON_CPU, None, ["fail no-witness"]),
+        (ON_CPU[:1], None, ["fail no-witness"]),
+    ],
+)
+def test_the_second_witness_has_to_agree(
+    counts: tuple[tuple[str, str, int], ...], refused: bool | None, found: list[str]
+) -> None:
+    got = rules_of_placement(*counts, allowed=("Shape",), cpu_fallback_refused=refused)
+    assert got == found
+
+
+def test_a_witness_does_not_excuse_nodes_elsewhere() -> None:
+    for refused in (True, False):
+        assert "fail elsewhere" in rules_of_placement(*ON_CPU, cpu_fallback_refused=refused)
+
+
+def test_a_session_that_named_the_cpu_is_refused_whatever_its_placement() -> None:
+    found = rules_of_placement(
+        ON_CPU[0], cpu_fallback_refused=True, providers_asked=(CUDA, CPU), budget=0
+    )
+    assert found == []
+
+
+def test_an_own_command_cannot_report_a_witness() -> None:
+    run = run_of(gpu_report(*ON_CPU, cpu_fallback_refused=None), own_command=True)
+    assert check_placement(run, cpu_operators=("Shape",), memcpy_nodes=0) == ()
+
+
+@pytest.mark.parametrize("provider", [CPU, "TensorRT-RTX", "TensorRT"])
+def test_where_nothing_can_fall_back_there_is_no_witness_and_no_count(provider: str) -> None:
+    report = report_of(
+        providers_asked=(provider,), placement=placed((provider, "Conv", 60)), memcpy_nodes=None
+    )
+    assert check_placement(run_of(report), cpu_operators=(), memcpy_nodes=0) == ()
+
+
+def test_a_command_that_asked_for_the_cpu_is_judged_by_its_cell() -> None:
+    """Else every image could serve a GPU cell from the CPU by asking for nothing better."""
+    report = report_of(providers_asked=(CPU,), placement=placed((CPU, "Conv", 60)))
+    run = run_of(report, own_command=True)
+    found = check_placement(run, cpu_operators=(), memcpy_nodes=0, backend_provider=CUDA)
+    assert [each.rule for each in found] == ["placement.none"]
+    assert check_placement(run, cpu_operators=(), memcpy_nodes=0, backend_provider=CPU) == ()
+
+
+def test_a_command_may_ask_for_more_than_its_cell() -> None:
+    counts = ((TENSORRT, "Conv", 60), (CPU, "Shape", 4))
+    run = run_of(gpu_report(*counts, providers_asked=(TENSORRT, CUDA)), own_command=True)
+    operators = ("Shape",)
+    assert (
+        check_placement(run, cpu_operators=operators, memcpy_nodes=0, backend_provider=CUDA) == ()
+    )
 
 
 def test_nodes_counted_as_none_are_no_nodes() -> None:
-    assert rules_of_placement((CUDA, "Conv", 0)) == ["placement.none"]
+    assert rules_of_placement((CUDA, "Conv", 0)) == ["fail none"]
+    assert (
+        rules_of_placement((CUDA, "Conv", 1), (CPU, "Resize", 0), cpu_fallback_refused=False) == []
+    )
 
 
 def rules_of_outputs(
