@@ -70,6 +70,15 @@ class FetchedModel:
         """The whole outline, read from the file."""
         return outline_of_file(self.path)
 
+    def attention_blocks(self) -> int | None:
+        """How many attention blocks the graph has; None where that cannot be read from it."""
+        from planyard.core.attention import count_attention
+
+        try:
+            return count_attention(_mapped(self.path))
+        except ValueError:
+            return None
+
 
 def fetch_model(
     name: str,
@@ -119,10 +128,14 @@ def identity_of_model(model: Model) -> str:
 
 def outline_of_file(path: Path) -> OnnxOutline:
     """The outline of an ONNX file, mapped instead of read; ValueError when it is none."""
+    return outline_of_onnx(_mapped(path))
+
+
+def _mapped(path: Path) -> memoryview:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size == 0:
             raise ValueError("byte 0: the file is empty")
-        return outline_of_onnx(memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)))
+        return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
 
 def input_problems(

@@ -159,6 +159,8 @@ def build_plan(trt, *, builder, network, log, job, plan):
     """The serialized plan, in the compiler's own memory; None when it was refused."""
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job["workspace_bytes"])
+    # The plan names its kernels, so that a smoke run can count fused attention; no byte larger.
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     if job.get("optimization_level") is not None:
         config.builder_optimization_level = job["optimization_level"]
     set_target(trt, config=config, sm=plan["sm"])

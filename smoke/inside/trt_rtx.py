@@ -1,20 +1,39 @@
 """Answer requests with a TensorRT for RTX plan inside the image: `python trt_rtx.py JOB.json`.
 
-The same job and report as `ort.py`; `model` is the plan. The image has no numpy: tensors are raw
-bytes, and device memory comes from the driver's own library. A plan holds only what its compiler
-placed on the GPU, so every layer counts as placed on TensorRT-RTX.
+The same job and report as `ort.py`; `model` is the plan. The image has no NumPy: tensors are raw
+bytes, device memory comes from the driver. A plan holds only what its compiler placed on the GPU,
+so every layer counts as placed on TensorRT-RTX. A request is one execution of the plan: its inputs
+lie on the device before, and what comes out stays there, but for the first one.
 
-Not yet run on a GPU: docs/gpu says what was proved on which hardware.
+Of all this no GPU has run anything yet: the logic was tried with fakes of the driver and of the
+bindings (tests/unit/test_inside_trt_rtx.py), the layer names with plans compiled without a GPU.
 """
 
+import collections
+import concurrent.futures
 import ctypes
 import json
+import math
+import os
 import pathlib
+import platform
+import re
 import sys
 import time
 
-SCHEMA = 1
-PROVIDER = "TensorRT-RTX"
+SCHEMA, PROVIDER = 1, "TensorRT-RTX"
+LEAST_REQUESTS = 5  # a series has so many, however long they take
+REFERENCE_BYTES, REFERENCE_COPIES = 64 << 20, 8  # in one timing
+REFERENCE_TIMINGS = 10  # before a series' requests, and as many after them
+LIBRARIES = {"tensorrt_rtx": "libtensorrt_rtx", "cuda": "libcudart"}
+# The kernel's own name, never the layer's: that one repeats what people call their nodes. Measured
+# in plans of 1.7.1.116: `_gemm_mha_v2_0x2f56…`. TensorRT writes `_gemv_mha_v1` where the query is
+# one token (pytorch/TensorRT), `_fused_mha_v2` (NVIDIA/TensorRT#4537, #3243: names with `_mha`).
+ATTENTION = re.compile(r"(_(?:gemm|gemv|fused)_mha_v\d+)(?:_0x[0-9a-f]+)?")
+
+# NumPy's names, by the bindings'.
+KINDS = {"FLOAT": "float32", "HALF": "float16"}
+KINDS |= {kind.upper(): kind for kind in ("int64", "int32", "int8", "uint8", "bool")}
 
 
 class Cuda:
@@ -23,12 +42,10 @@ class Cuda:
     def __init__(self):
         self.library = ctypes.CDLL("libcuda.so.1")
         self("cuInit", 0)
-        device, context = ctypes.c_int(), ctypes.c_void_p()
+        device, self.context = ctypes.c_int(), ctypes.c_void_p()
         self("cuDeviceGet", ctypes.byref(device), 0)
-        self("cuDevicePrimaryCtxRetain", ctypes.byref(context), device)
-        self("cuCtxSetCurrent", context)
-        self.stream = ctypes.c_void_p()
-        self("cuStreamCreate", ctypes.byref(self.stream), 0)
+        self("cuDevicePrimaryCtxRetain", ctypes.byref(self.context), device)
+        self.enter()
 
     def __call__(self, name, *arguments):
         code = getattr(self.library, name)(*arguments)
@@ -37,118 +54,268 @@ class Cuda:
             self.library.cuGetErrorString(code, ctypes.byref(text))
             raise RuntimeError(f"{name}: {text.value.decode() if text.value else code}")
 
+    def enter(self):
+        """Every thread that calls the driver says first which context it means."""
+        self("cuCtxSetCurrent", self.context)
+
+    def make(self, call):
+        """A stream or an event. Streams come after what was uploaded before: flags are 0."""
+        made = ctypes.c_void_p()
+        self(call, ctypes.byref(made), ctypes.c_uint(0))
+        return made
+
     def allocate(self, size_bytes):
-        """Device memory; it lives as long as the process."""
+        """Device memory; an empty tensor has an address as well."""
         pointer = ctypes.c_uint64()
-        self("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(size_bytes))
+        self("cuMemAlloc_v2", ctypes.byref(pointer), ctypes.c_size_t(max(size_bytes, 1)))
         return pointer
 
-    def upload(self, pointer, data):
-        self("cuMemcpyHtoD_v2", pointer, data, ctypes.c_size_t(len(data)))
 
-    def download(self, pointer, size_bytes):
-        data = ctypes.create_string_buffer(size_bytes)
-        self("cuMemcpyDtoH_v2", data, pointer, ctypes.c_size_t(size_bytes))
-        return data.raw
+class Reference:
+    """A fixed load on the device: copies inside its memory, timed by the driver's own events."""
 
-    def wait(self):
-        self("cuStreamSynchronize", self.stream)
+    def __init__(self, cuda):
+        self.cuda, self.stream = cuda, cuda.make("cuStreamCreate")
+        self.source, self.target = cuda.allocate(REFERENCE_BYTES), cuda.allocate(REFERENCE_BYTES)
+        self.begin, self.end = cuda.make("cuEventCreate"), cuda.make("cuEventCreate")
 
+    def times_ms(self):
+        """The first one wakes the device up, and is not kept."""
+        return [self.time_ms() for _ in range(REFERENCE_TIMINGS + 1)][1:]
 
-def load_engine(trt, path):
-    """The engine of a plan; its digest was checked on the host before this container started."""
-    logger = trt.Logger(trt.Logger.WARNING)
-    runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(pathlib.Path(path).read_bytes())
-    if engine is None:
-        raise RuntimeError("the plan could not be deserialized; the log says why")
-    return runtime, engine
-
-
-# Element sizes in bytes and numpy's names, by the bindings' names.
-KINDS = {
-    "FLOAT": (4, "float32"),
-    "HALF": (2, "float16"),
-    "INT32": (4, "int32"),
-    "INT64": (8, "int64"),
-    "INT8": (1, "int8"),
-    "UINT8": (1, "uint8"),
-    "BOOL": (1, "bool"),
-}
+    def time_ms(self):
+        cuda, elapsed, size = self.cuda, ctypes.c_float(), ctypes.c_size_t(REFERENCE_BYTES)
+        cuda("cuEventRecord", self.begin, self.stream)
+        for _ in range(REFERENCE_COPIES):
+            cuda("cuMemcpyDtoDAsync_v2", self.target, self.source, size, self.stream)
+        cuda("cuEventRecord", self.end, self.stream)
+        cuda("cuEventSynchronize", self.end)
+        cuda("cuEventElapsedTime", ctypes.byref(elapsed), self.begin, self.end)
+        return round(elapsed.value, 4)
 
 
-def bind(trt, cuda, engine, context, inputs):
-    """Give every tensor its memory; returns (name, pointer, bytes, shape, kind) of each output."""
-    names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
-    for name in names:
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT:
-            entry = inputs[name]
-            if not context.set_input_shape(name, entry["shape"]):
+class Client:
+    """One of those who ask at the same time: an execution context, a stream, memory of its own."""
+
+    def __init__(self, trt, cuda, engine):
+        self.trt, self.cuda, self.engine = trt, cuda, engine
+        self.context = engine.create_execution_context()
+        if self.context is None:
+            raise RuntimeError("no execution context could be made; the log says why")
+        self.stream = cuda.make("cuStreamCreate")
+        self.memory, self.kept, self.outputs = [], [], []
+
+    def kind(self, name):
+        """Bytes of an element, and NumPy's name of its type."""
+        named = self.engine.get_tensor_dtype(name).name
+        if named not in KINDS:
+            raise RuntimeError(f"{name} is {named}, which NumPy has no type for")
+        return int(re.search(r"\d*$", KINDS[named])[0] or 8) // 8, KINDS[named]
+
+    def bind(self, inputs, folder):
+        """Give every tensor its memory, for these inputs."""
+        engine, modes = self.engine, self.trt.TensorIOMode
+        names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
+        for name in (each for each in names if engine.get_tensor_mode(each) == modes.INPUT):
+            if name not in inputs:
+                raise RuntimeError(f"the job has no input {name}, which the plan asks for")
+            entry, (width, kind) = inputs[name], self.kind(name)
+            data = (folder / entry["file"]).read_bytes()
+            if kind != entry["dtype"] or len(data) != math.prod(entry["shape"]) * width:
+                raise RuntimeError(f"the plan takes {name} as {kind}, the job has {entry}")
+            if not self.context.set_input_shape(name, entry["shape"]):
                 raise RuntimeError(f"the plan does not take {entry['shape']} for {name}")
-            data = pathlib.Path(entry["file"]).read_bytes()
-            pointer = cuda.allocate(len(data))
-            cuda.upload(pointer, data)
-            context.set_tensor_address(name, pointer.value)
-    outputs = []
-    for name in names:
-        if engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
-            shape = list(context.get_tensor_shape(name))
-            width, kind = KINDS[engine.get_tensor_dtype(name).name]
-            size_bytes = width
-            for dimension in shape:
-                size_bytes *= dimension
-            pointer = cuda.allocate(size_bytes)
-            context.set_tensor_address(name, pointer.value)
-            outputs.append((name, pointer, size_bytes, shape, kind))
-    return outputs
+            if engine.get_tensor_location(name) == self.trt.TensorLocation.HOST:
+                self.kept.append(ctypes.create_string_buffer(data, len(data)))
+                self.context.set_tensor_address(name, ctypes.addressof(self.kept[-1]))
+            else:
+                size = ctypes.c_size_t(len(data))
+                self.cuda("cuMemcpyHtoD_v2", self.place(name, len(data)), data, size)
+        for name in (each for each in names if engine.get_tensor_mode(each) == modes.OUTPUT):
+            shape, (width, kind) = list(self.context.get_tensor_shape(name)), self.kind(name)
+            if min(shape, default=0) < 0:
+                raise RuntimeError(f"the shape of output {name} depends on the data: {shape}")
+            size = math.prod(shape) * width
+            self.outputs.append((name, self.place(name, size), size, shape, kind))
+
+    def place(self, name, size_bytes):
+        pointer = self.cuda.allocate(size_bytes)
+        self.memory.append(pointer)
+        self.context.set_tensor_address(name, pointer.value)
+        return pointer
+
+    def release(self):
+        for pointer in self.memory:
+            self.cuda("cuMemFree_v2", pointer)
+        self.memory, self.kept, self.outputs = [], [], []
+
+    def request(self):
+        """One answer, waited for."""
+        if not self.context.execute_async_v3(self.stream.value):
+            raise RuntimeError("the plan could not be executed; the log says why")
+        self.cuda("cuStreamSynchronize", self.stream)
+
+    def write_outputs(self, folder):
+        """What the last request computed, as raw files in `folder`."""
+        written = []
+        for index, (name, pointer, size_bytes, shape, kind) in enumerate(self.outputs):
+            file = f"output-{index}.bin"
+            data = ctypes.create_string_buffer(size_bytes)
+            self.cuda("cuMemcpyDtoH_v2", data, pointer, ctypes.c_size_t(size_bytes))
+            (folder / file).write_bytes(data.raw)
+            written.append({"name": name, "dtype": kind, "shape": shape, "file": file})
+        return written
 
 
-def run(job):
+def fused_attention(trt, engine):
+    """Fused attention in the plan; None when it does not name its kernels, compiled less detailed.
+
+    Kernels that name the same nodes of the model are one block.
+    """
+    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    try:
+        kernels = [(layer["TacticName"], layer["Metadata"]) for layer in json.loads(told)["Layers"]]
+    except (KeyError, TypeError, ValueError):
+        return None
+    found = {
+        nodes or number: kernel[1]
+        for number, (name, nodes) in enumerate(kernels)
+        if (kernel := ATTENTION.fullmatch(name))
+    }
+    kinds, how = collections.Counter(found.values()), "kernels named by the engine inspector"
+    return {"fused": len(found), "kinds": kinds, "how": how} if kernels else None
+
+
+def ask(cuda, clients, *, count, seconds=None):
+    """Make `count` requests, one after another by each client; their times in ms as they ended.
+
+    After `seconds` no other one is begun, but for the first LEAST_REQUESTS.
+    """
+    numbers, latencies, failures = iter(range(count)), [], []
+    deadline = time.perf_counter() + (seconds or math.inf)
+
+    def asks(client):
+        try:
+            cuda.enter()
+            for number in numbers:
+                begin = time.perf_counter()
+                if failures or (number >= LEAST_REQUESTS and begin > deadline):
+                    return
+                client.request()
+                latencies.append(round((time.perf_counter() - begin) * 1000, 3))
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    with concurrent.futures.ThreadPoolExecutor(len(clients)) as threads:
+        list(threads.map(asks, clients))
+    return latencies
+
+
+def answer(cuda, clients, job, folder):
+    """Every series of the job; also when the first timed request began, and the last had ended."""
+    reference, began, timed, outputs = Reference(cuda), None, [], []
+    for number, series in enumerate(job["series"]):
+        batch, concurrency = series["batch"], series["concurrency"]
+        asking, warmup = clients[:concurrency], job["warmup"]
+        for client in asking:
+            client.bind(series["inputs"], folder)
+        if number == 0:  # the first of all, and the one whose outputs are kept
+            asking[0].request()
+            outputs, warmup = asking[0].write_outputs(pathlib.Path(job["out"])), max(0, warmup - 1)
+        ask(cuda, asking, count=warmup)
+        before = reference.times_ms()
+        began = began or time.time()
+        latencies = ask(cuda, asking, count=job["requests"], seconds=job["series_seconds"])
+        last = number + 1 == len(job["series"])
+        while last and time.time() < began + job.get("least_seconds", 0):  # NVML has to see it
+            asking[0].request()
+        ended = time.time()
+        timed.append({"batch": batch, "concurrency": concurrency, "latencies_ms": latencies})
+        timed[-1]["reference_ms"] = before + reference.times_ms()
+        answered = f"{len(latencies)} requests answered"
+        print(f"planyard: batch {batch}, {concurrency} at once: {answered}", flush=True)
+        for client in asking:
+            client.release()
+    return outputs, timed, began, ended
+
+
+def loaded_libraries(maps):
+    """Versions and paths, by the names of the pins, from the text of /proc/self/maps.
+
+    Where two are loaded both are named, so that neither passes for the one that was wanted.
+    """
+    found = {"python": {os.path.realpath("/proc/self/exe"): platform.python_version()}}
+    mapped = (line.split(None, 5) for line in maps.split("\n"))
+    for path in sorted({each[5] for each in mapped if len(each) == 6 and "x" in each[1]}):
+        for name, stem in LIBRARIES.items():
+            if re.match(rf"{stem}(-[0-9a-f]+)?\.so(\.|$)", os.path.basename(path)):
+                found.setdefault(name, {})[path] = version_of(name, path)
+    return {
+        name: {"version": " and ".join(sorted(set(by_path.values()))), "path": ", ".join(by_path)}
+        for name, by_path in found.items()
+    }
+
+
+def version_of(name, path):
+    """What a loaded library says of itself: 13000 is CUDA 13.0."""
+    try:
+        library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+        if name == "cuda":
+            number = ctypes.c_int()
+            library.cudaRuntimeGetVersion(ctypes.byref(number))
+            return f"{number.value // 1000}.{number.value % 1000 // 10}"
+        calls = (f"getInferLib{part}Version" for part in ("Major", "Minor", "Patch", "Build"))
+        return ".".join(str(getattr(library, call)()) for call in calls)
+    except (OSError, AttributeError):
+        return "unknown"
+
+
+def run(job, folder):
     """Load the plan, answer the requests, say what happened."""
     import tensorrt_rtx_bindings as trt
 
     if job.get("schema") != SCHEMA:
         raise ValueError(f"a job has schema {SCHEMA}")
-    cuda = Cuda()
-    runtime, engine = load_engine(trt, job["model"])
-    context = engine.create_execution_context()
-    outputs = bind(trt, cuda, engine, context, job["inputs"])
+    cuda, runtime = Cuda(), trt.Runtime(trt.Logger(trt.Logger.WARNING))
+    engine = runtime.deserialize_cuda_engine(pathlib.Path(job["model"]).read_bytes())
+    if engine is None:
+        raise RuntimeError("the plan could not be deserialized; the log says why")
     print(f"planyard: plan ready, {engine.num_layers} layers", flush=True)
-    latencies = []
-    for request in range(job["requests"]):
-        begin = time.perf_counter()
-        if not context.execute_async_v3(cuda.stream.value):
-            raise RuntimeError("the plan could not be executed; the log says why")
-        cuda.wait()
-        latencies.append(round((time.perf_counter() - begin) * 1000, 3))
-        print(f"planyard: request {request + 1}: {latencies[-1]} ms", flush=True)
-    written = []
-    for index, (name, pointer, size_bytes, shape, kind) in enumerate(outputs):
-        file = f"output-{index}.bin"
-        data = cuda.download(pointer, size_bytes)
-        (pathlib.Path(job["out"]) / file).write_bytes(data)
-        written.append({"name": name, "dtype": kind, "shape": shape, "file": file})
-    layers = [{"provider": PROVIDER, "operator": "layer", "count": engine.num_layers}]
-    del context, engine, runtime
+    at_once = max(series["concurrency"] for series in job["series"])
+    clients = [Client(trt, cuda, engine) for _ in range(at_once)]
+    outputs, series, began, ended = answer(cuda, clients, job, folder)
     return {
         "providers_asked": job["providers"],
         "providers_active": [PROVIDER],
-        "placement": layers,
-        "outputs": written,
-        "latencies_ms": latencies,
+        "placement": [{"provider": PROVIDER, "operator": "layer", "count": engine.num_layers}],
+        "attention": fused_attention(trt, engine),
+        "outputs": outputs,
+        "latencies_ms": series[0]["latencies_ms"],
+        "series": series,
+        "requests_began_seconds": began,
+        "requests_ended_seconds": ended,
+        "loaded": loaded_libraries(pathlib.Path("/proc/self/maps").read_text(errors="replace")),
         "versions": {"tensorrt_rtx": trt.__version__},
     }
 
 
 def main(arguments):
     """The report is written whatever happens; the exit code says whether requests were answered."""
-    job = json.loads(pathlib.Path(arguments[1]).read_text(encoding="utf-8"))
+    path = pathlib.Path(arguments[1])
+    job = json.loads(path.read_text(encoding="utf-8"))
+    out, code = pathlib.Path(job["out"]), 0
     try:
-        report, code = run(job), 0
-    except Exception as error:
-        report, code = {"error": f"{type(error).__name__}: {error}"}, 1
-        print(report["error"], file=sys.stderr)
-    (pathlib.Path(job["out"]) / "report.json").write_text(json.dumps(report), encoding="utf-8")
+        report = json.dumps(run(job, path.parent))
+    except BaseException as error:  # a library that calls sys.exit(0) has answered nothing
+        said = f"{type(error).__name__}: {error}".encode(errors="backslashreplace").decode()
+        report, code = json.dumps({"error": said[:20_000]}), 1
+        print(said, file=sys.stderr)
+        for file in out.glob("output-*.bin"):
+            file.unlink()  # of a run that failed; the disk may be full
+    part = out / "report.json.part"  # whole or not at all
+    part.write_text(report, encoding="utf-8")
+    os.replace(part, out / "report.json")
     return code
 
 

@@ -116,6 +116,22 @@ def test_each_series_is_warmed_up_with_its_own_inputs(
     assert session.at_seconds[-1] <= ended
 
 
+def test_requests_go_on_untimed_until_nvml_must_have_seen_them(
+    ort: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.ones(1, "float32").tofile(tmp_path / "x.bin")
+    x = {"file": "x.bin", "dtype": "float32", "shape": [1, 1]}
+    series = [{"batch": 1, "concurrency": 1, "inputs": {"x": x}}]
+    ticks, session = itertools.count(1), Counting()
+    clock = SimpleNamespace(time=lambda: next(ticks), perf_counter=time.perf_counter)
+    monkeypatch.setattr(ort, "time", clock)
+    job = {"series": series, "warmup": 1, "requests": 6, "series_seconds": 60, "least_seconds": 5}
+    timed, began, ended = ort.answer(np, session, job, tmp_path)
+    assert [len(each["latencies_ms"]) for each in timed] == [6]
+    assert len(session.seen) == 6 + 4
+    assert (began, ended) == (1, 7)
+
+
 def test_the_second_witness_is_never_retried_on_the_cpu(
     ort: ModuleType, capfd: pytest.CaptureFixture[str]
 ) -> None:

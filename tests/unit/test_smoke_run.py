@@ -109,6 +109,7 @@ def test_a_job_has_no_path_of_this_machine(job: SmokeJob, scratch: Path) -> None
         "warmup": 2,
         "requests": 2,
         "series_seconds": 10,
+        "least_seconds": 0,
         "out": "/out",
     }
 
