@@ -149,7 +149,10 @@ def _show_finding(finding: Finding, *, loaded: LoadedMatrix, console: Console) -
     for each in finding.evidence:
         console.detail(f"    {each}")
     if console.github:
-        console.annotate(f"{loaded.name}:{line}:{column} {finding.where}: {finding.message}")
+        console.annotate(
+            f"{loaded.name}:{line}:{column} {finding.where}: {finding.message}",
+            level="error" if finding.severity == "fail" else "warning",
+        )
 
 
 def place_of_finding(finding: Finding) -> tuple[str | int, ...]:

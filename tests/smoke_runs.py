@@ -17,10 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from planyard.core.results import NodePlacement, SmokeReport, SmokeRun
+from builders.measuring import Instruments
+from planyard.core.results import (
+    AttentionFound,
+    GpuSample,
+    LatencySeries,
+    LoadedLibrary,
+    NodePlacement,
+    SmokeReport,
+    SmokeRun,
+)
 from planyard.edge.docker import Container, Ended
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+BEGAN_SECONDS = 1_700_000_000.0
 READY = b"planyard: session ready\nplanyard: request 1: 1.0 ms\n"
 
 
@@ -29,15 +39,64 @@ def placed(*counts: tuple[str, str, int]) -> tuple[NodePlacement, ...]:
     return tuple(NodePlacement(provider=p, operator=o, count=c) for p, o, c in counts)
 
 
+LATENCIES_MS = (1.5, 1.25, 1.375, 1.25, 1.5)
+PINS = {"onnxruntime": "1.31.1", "cuda": "13.0"}
+LOADED = {**PINS, "python": "3.11.2", "tensorrt_rtx": "1.7.1.116"}
+"""Libraries that are loaded wherever `InProcess` stands for an image."""
+
+
 def report_of(**changes: Any) -> SmokeReport:
     """What a healthy run on CUDA reports."""
     fields: dict[str, Any] = {
         "providers_asked": (CUDA,),
         "providers_active": (CUDA, CPU),
         "placement": placed((CUDA, "Conv", 60), (CPU, "Shape", 4)),
-        "latencies_ms": (1.5, 1.25),
+        "memcpy_nodes": 0,
+        "cpu_fallback_refused": True,
+        "attention": AttentionFound(fused=0),
+        "latencies_ms": LATENCIES_MS,
+        "series": (LatencySeries(batch=1, concurrency=1, latencies_ms=LATENCIES_MS),),
+        "loaded": {
+            name: LoadedLibrary(version=version, path=f"/lib/{name}.so")
+            for name, version in PINS.items()
+        },
+        "requests_began_seconds": BEGAN_SECONDS + 0.25,
+        "requests_ended_seconds": BEGAN_SECONDS + 1.25,
     }
     return SmokeReport(**{**fields, **changes})
+
+
+def busy_gpu(*, seconds: float) -> tuple[GpuSample, ...]:
+    """What NVML says ten times a second of a GPU that works; its memory fills at the beginning."""
+    return tuple(
+        GpuSample(
+            at_seconds=tick / 10,
+            gpu="GPU 0",
+            gpu_percent=80.0,
+            memory_used_bytes=(1 << 30) if tick else 0,
+        )
+        for tick in range(int(seconds * 10) + 1)
+    )
+
+
+@dataclass
+class BusyGpu:
+    """A sampler of a machine with such a GPU, for `builders.measuring.Instruments`."""
+
+    error: str = ""
+
+    def __enter__(self) -> BusyGpu:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def samples_since(self, began_seconds: float) -> tuple[GpuSample, ...]:
+        """From the beginning on, for longer than any run here."""
+        return busy_gpu(seconds=60)
+
+
+INSTRUMENTS = Instruments(reference=lambda: (5.0, 5.0), sampler=BusyGpu)
 
 
 def run_of(report: SmokeReport | None = None, **changes: Any) -> SmokeRun:
@@ -48,9 +107,12 @@ def run_of(report: SmokeReport | None = None, **changes: Any) -> SmokeRun:
         "exit_code": 0,
         "timed_out": False,
         "seconds": 1.5,
+        "began_seconds": BEGAN_SECONDS,
         "stdout": READY.decode(),
         "stderr": "",
         "report": report,
+        "reference_ms": (5.0, 5.0, 5.0),
+        "gpu_samples": busy_gpu(seconds=1.5),
     }
     return SmokeRun(**{**fields, **changes})
 
@@ -90,25 +152,41 @@ class InProcess:
     def __call__(self, container: Container) -> Ended:
         """Do what `smoke/inside/ort.py` does, with the container's own files."""
         self.containers.append(container)
-        job = json.loads(host_path(container, container.command[2]).read_bytes())
+        path = host_path(container, container.command[2])
+        job, folder, began_seconds = json.loads(path.read_bytes()), path.parent, time.time()
         feeds = {
-            name: np.fromfile(host_path(container, entry["file"]), dtype=entry["dtype"]).reshape(
-                entry["shape"]
-            )
-            for name, entry in job["inputs"].items()
+            name: np.fromfile(folder / entry["file"], dtype=entry["dtype"]).reshape(entry["shape"])
+            for name, entry in job["series"][0]["inputs"].items()
         }
         out, outputs = host_path(container, job["out"]), []
         for number, (name, array) in enumerate(self.serve(feeds).items()):
             array.tofile(out / f"output-{number}.bin")
             entry = {"name": name, "dtype": str(array.dtype), "shape": list(array.shape)}
             outputs.append({**entry, "file": f"output-{number}.bin"})
-        asked = job["providers"]
+        asked, times_ms = job["providers"], [1.0] * job["requests"]
         report = {
             "providers_asked": asked,
             "providers_active": asked,
             "placement": [{"provider": asked[0], "operator": "Relu", "count": 2}],
+            "memcpy_nodes": 0,
+            "cpu_fallback_refused": False,
+            "attention": {"fused": 0},
             "outputs": outputs,
-            "latencies_ms": [1.0] * job["requests"],
+            "latencies_ms": times_ms,
+            "series": [
+                {
+                    "batch": each["batch"],
+                    "concurrency": each["concurrency"],
+                    "latencies_ms": times_ms,
+                }
+                for each in job["series"]
+            ],
+            "loaded": {
+                name: {"version": version, "path": f"/lib/{name}.so"}
+                for name, version in LOADED.items()
+            },
+            "requests_began_seconds": began_seconds,
+            "requests_ended_seconds": began_seconds + 1,
             **self.changes,
         }
         (out / "report.json").write_text(json.dumps(report))
@@ -149,8 +227,6 @@ class Subprocess:
         job = json.loads(path.read_bytes())
         job["model"] = str(host_path(container, job["model"]))
         job["out"] = str(host_path(container, job["out"]))
-        for entry in job["inputs"].values():
-            entry["file"] = str(host_path(container, entry["file"]))
         local = path.with_name("job-here.json")
         local.write_text(json.dumps(job))
         return local

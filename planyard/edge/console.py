@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol, TextIO
+from typing import Literal, Protocol, TextIO
 
 from planyard.core.units import format_seconds
 
@@ -86,12 +86,12 @@ class Console:
             line = "  ".join(cells).rstrip()
             self.say(self.paint(line, _BOLD) if number == 0 else line)
 
-    def annotate(self, problem: str) -> None:
+    def annotate(self, problem: str, *, level: Literal["error", "warning"] = "error") -> None:
         """An annotation on GitHub: `matrix.yaml:42:7 …` is shown beside that line."""
         match = re.match(r"([^\s:]+):(\d+):(\d+) ", problem)
         place = f" file={match[1]},line={match[2]},col={match[3]}" if match else ""
         text = problem.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
-        self._put(f"::error{place}::{text}", sys.stderr)
+        self._put(f"::{level}{place}::{text}", sys.stderr)
 
     def step_summary(self, markdown: str) -> None:
         """Add to the job summary on GitHub; nothing elsewhere."""

@@ -81,7 +81,9 @@ def entry(image: str, document: bytes, kind: str = "snapshots") -> str:
 
 def test_what_another_program_wrote_is_there(url: str) -> None:
     data = os.urandom(3 << 20)
-    name = put(OCIObjects.from_url(url), data, lambda it: objects.pack_name(digest_of_bytes(b"f"), it))
+    name = put(
+        OCIObjects.from_url(url), data, lambda it: objects.pack_name(digest_of_bytes(b"f"), it)
+    )
     held = OCIObjects.from_url(url)
     assert [(each.name, each.size_bytes) for each in held.listing("packs/")] == [(name, len(data))]
     assert held.size(name) == len(data)

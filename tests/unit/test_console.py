@@ -205,3 +205,10 @@ def test_the_job_summary_is_added_to_on_github_alone(
     assert path.read_text() == "before\na\nb\n"
     monkeypatch.delenv("GITHUB_STEP_SUMMARY")
     console.step_summary("nowhere\n")
+
+
+def test_a_warning_is_annotated_as_one(monkeypatch, capsys):
+    console_on(monkeypatch, GITHUB_ACTIONS="true").annotate("matrix.yaml:4:2 odd", level="warning")
+    assert (
+        capsys.readouterr().err == "::warning file=matrix.yaml,line=4,col=2::matrix.yaml:4:2 odd\n"
+    )

@@ -8,15 +8,23 @@ import msgspec
 import numpy as np
 import pytest
 
+from planyard.core.gates import GATE_NAMES
 from planyard.core.matrix import Tolerance
 from planyard.core.matrix_smoke import Gates
-from planyard.core.results import SmokeRun, SmokeVerdict
+from planyard.core.results import AttentionFigures, LatencySeries, SmokeRun, SmokeVerdict
+from smoke.baseline import accepted_run
 from smoke.judge import Evidence, judge
 from smoke.rules import load_rules
-from tests.smoke_runs import CPU, placed, report_of, run_of
+from tests.smoke_runs import CPU, LATENCIES_MS, PINS, placed, report_of, run_of
 
-GATES = ("exit", "logs", "providers", "placement", "outputs")
+GATES = ("exit", *GATE_NAMES)
 ALLOWED = Gates(cpu_operators=("Shape",))
+ACCEPTED = accepted_run(
+    run_of(report_of()),
+    created="2026-11-21T00:00:00Z",
+    image="sha256:" + "1" * 64,
+    served="sha256:" + "2" * 64,
+)
 GOLDEN = {"y": np.array([1.0, 2.0], dtype="float32")}
 
 
@@ -26,6 +34,12 @@ def verdict_of(run: SmokeRun, gates: Gates = ALLOWED, **changes: Any) -> SmokeVe
         "outputs": GOLDEN,
         "golden": GOLDEN,
         "tolerance": Tolerance(max_abs=0, mean_abs=0),
+        "backend": "onnxruntime-cuda",
+        "pins": PINS,
+        "needed": ("onnxruntime", "cuda"),
+        "attention_blocks": 0,
+        "asked": ((1, 1),),
+        "window": (ACCEPTED,),
     }
     return judge(Evidence(**{**fields, **changes}), gates=gates, rules=load_rules())
 
@@ -39,8 +53,18 @@ def test_a_healthy_run_passes_every_gate() -> None:
     assert verdict.verdict == "passed"
     assert verdict.gates == dict.fromkeys(GATES, "passed")
     assert verdict.findings == ()
-    assert (verdict.seconds, verdict.latencies_ms) == (1.5, (1.5, 1.25))
+    assert (verdict.seconds, verdict.latencies_ms) == (1.5, LATENCIES_MS)
     assert verdict.placement == report_of().placement
+    assert verdict.loaded == report_of().loaded
+    assert [(each.p50_ms, each.baseline_p50_ms) for each in verdict.latency] == [(1.375, 1.375)]
+    assert verdict.attention == AttentionFigures(blocks=0, fused=0)
+    assert verdict.utilization
+    assert verdict.utilization.gpu_percent == 80
+
+
+def slower(factor: float) -> tuple[LatencySeries, ...]:
+    times_ms = tuple(factor * each for each in LATENCIES_MS)
+    return (LatencySeries(batch=1, concurrency=1, latencies_ms=times_ms),)
 
 
 LOSS = "Failed to create CUDAExecutionProvider because its libraries are missing"
@@ -49,7 +73,11 @@ BAD = {
     "logs": (run_of(report_of(), stderr=LOSS), {}),
     "providers": (run_of(report_of(providers_active=(CPU,))), {}),
     "placement": (run_of(report_of(placement=placed((CPU, "Conv", 60)))), {}),
+    "attention": (run_of(report_of()), {"attention_blocks": 2}),
     "outputs": (run_of(report_of()), {"outputs": {"y": np.array([9.0, 9.0], dtype="float32")}}),
+    "latency": (run_of(report_of(series=slower(10))), {}),
+    "utilization": (run_of(report_of(), gpu_samples=None), {}),
+    "versions": (run_of(report_of()), {"pins": {**PINS, "onnxruntime": "1.31.2"}}),
 }
 
 
@@ -71,7 +99,7 @@ def test_a_gate_that_is_off_is_named_and_stops_nothing(gate: str) -> None:
 
 
 def test_with_every_gate_off_a_run_must_still_end() -> None:
-    off = Gates(logs=False, providers=False, placement=False, outputs=False)
+    off = Gates(**dict.fromkeys(GATE_NAMES, False))
     assert verdict_of(run_of(None, exit_code=1), off).verdict == "failed"
     assert verdict_of(run_of(None, timed_out=True, exit_code=None), off).verdict == "failed"
 
@@ -84,7 +112,9 @@ def test_the_fallback_is_found_with_the_log_ignored() -> None:
 
 
 def test_without_any_evidence_every_gate_fails() -> None:
-    verdict = verdict_of(run_of(None, stdout="", exit_code=None), outputs={})
+    verdict = verdict_of(
+        run_of(None, stdout="", exit_code=None, gpu_samples=None), outputs={}, attention_blocks=None
+    )
     assert failed(verdict) == set(GATES)
     assert (verdict.latencies_ms, verdict.placement) == ((), ())
 
@@ -99,3 +129,15 @@ def test_the_run_that_makes_the_golden_needs_only_numbers() -> None:
     assert verdict_of(run_of(report_of()), golden=None, tolerance=None).verdict == "passed"
     bad = {"y": np.array([np.nan], dtype="float32")}
     assert verdict_of(run_of(report_of()), golden=None, outputs=bad).verdict == "failed"
+
+
+def test_nvml_has_nothing_to_say_of_a_run_on_the_cpu() -> None:
+    report = report_of(providers_asked=(CPU,), placement=placed((CPU, "Conv", 60)))
+    verdict = verdict_of(run_of(report, gpu_samples=None), backend="onnxruntime-cpu")
+    assert "utilization" not in verdict.gates
+
+
+def test_a_second_run_may_take_a_slow_one_back() -> None:
+    slow, fast = run_of(report_of(series=slower(10))), run_of(report_of())
+    assert verdict_of(slow, again=fast).verdict == "passed"
+    assert failed(verdict_of(slow, again=slow)) == {"latency"}

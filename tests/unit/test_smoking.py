@@ -16,12 +16,14 @@ from builders.loading import load
 from builders.smoking import Smoking, digest_of_judge
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError
+from planyard.core.findings import failures
+from planyard.core.matrix_smoke import GateChange
 from planyard.core.reader import LoadedMatrix
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
 from planyard.edge.docker import Container, Ended
 from planyard.edge.gpu import LocalGpu
 from tests import small_site
-from tests.smoke_runs import InProcess, ended, host_path
+from tests.smoke_runs import INSTRUMENTS, InProcess, ended, host_path
 
 CPU_8, CPU_16 = "cpu/plain/8/fp32/cpu", "cpu/plain/16/fp32/cpu"
 GPU_8, RTX_8 = "gpu/plain/8/fp32/sm89", "rtx/plain/8/fp32/sm89"
@@ -47,6 +49,7 @@ class Place:
             "images": self.images,
             "models": {"plain": model},
             "plans": {},
+            "instruments": INSTRUMENTS,
         }
         made = Smoking(**{**fields, **changes})
         made.gpus = gpus
@@ -60,6 +63,11 @@ class Place:
     def ran(self) -> list[str]:
         """The images that ran, in order."""
         return [container.image.split("/")[1].split(":")[0] for container in self.runner.containers]
+
+
+def failed_rules(verdict: SmokeVerdict) -> set[str]:
+    """What failed; warnings are no failures."""
+    return {finding.rule for finding in failures(verdict.findings)}
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +90,8 @@ def place(tmp_path: Path, template: tuple[Path, dict[str, ImageRecord]]) -> Plac
 
 def test_a_cell_on_the_cpu_runs_and_makes_its_golden(place: Place) -> None:
     verdict = place.smoke(CPU_8)
-    assert (verdict.verdict, verdict.cell, verdict.findings) == ("passed", CPU_8, ())
+    assert (verdict.verdict, verdict.cell) == ("passed", CPU_8)
+    assert [finding.rule for finding in verdict.findings] == ["latency.first"]
     log = json.loads(place.workspace.store.read_blob(verdict.log_digest, limit_bytes=10_000))
     assert "session ready" in log["stdout"]
     assert list(place.workspace.scratch.iterdir()) == []
@@ -142,7 +151,7 @@ def test_other_numbers_than_the_reference_fail(place: Place) -> None:
     place.runner.serve = wrong
     verdict = place.smoke(GPU_8, gpus=(ADA,))
     assert verdict.verdict == "failed"
-    assert {finding.rule for finding in verdict.findings} == {
+    assert failed_rules(verdict) == {
         "outputs.max-abs",
         "outputs.mean-abs",
     }
@@ -159,7 +168,7 @@ def test_without_a_golden_nothing_passes(place: Place, missing: str) -> None:
     place.workspace.engine().runner = runner
     verdict = place.smoke(GPU_8, images=images, gpus=(ADA,))
     assert verdict.verdict == "failed"
-    assert [finding.rule for finding in verdict.findings] == ["outputs.no-golden"]
+    assert failed_rules(verdict) == {"outputs.no-golden"}
 
 
 def test_a_run_that_passed_is_not_repeated(place: Place) -> None:
@@ -307,3 +316,43 @@ def test_a_damaged_plan_is_never_served(place: Place) -> None:
 def test_the_judge_has_one_digest() -> None:
     assert digest_of_judge() == digest_of_judge()
     assert digest_of_judge().startswith("sha256:")
+
+
+def test_accepted_runs_are_the_baseline_of_the_next_image(place: Place) -> None:
+    first = place.smoke(CPU_8)
+    assert first.latency[0].baseline_p50_ms is None
+    slower = changed_image(place)
+    place.runner.changes = {"series": series_of(100.0)}
+    verdict = place.smoke(CPU_8, images=slower)
+    assert failed_rules(verdict) == {"latency.p10", "latency.p50", "latency.p95"}
+    assert verdict.latency[0].baseline_p50_ms == 1.0
+    assert len(place.ran) == 3  # a run that is too slow is measured once more
+    place.runner.changes = {}
+    assert place.smoke(CPU_8, images=slower).verdict == "passed"
+
+
+def series_of(time_ms: float) -> list[dict[str, Any]]:
+    return [{"batch": 1, "concurrency": 1, "latencies_ms": [time_ms] * 20}]
+
+
+def changed_image(place: Place) -> dict[str, ImageRecord]:
+    """The images, with another one in place of the reference: the same bytes, another digest."""
+    digest = digest_of_bytes(b"another image")
+    other = msgspec.structs.replace(place.images["cpu"], digest=digest)
+    return {**place.images, "cpu": other}
+
+
+def test_a_run_that_failed_otherwise_is_no_baseline(place: Place) -> None:
+    place.runner.changes = {"providers_active": []}
+    assert place.smoke(CPU_8).verdict == "failed"
+    place.runner.changes = {}
+    verdict = place.smoke(CPU_8)
+    assert "latency.first" in {finding.rule for finding in verdict.findings}
+
+
+def test_a_gate_is_off_for_some_cells(place: Place) -> None:
+    change = GateChange(cells="gpu/*", reason="the log is known", logs=False)
+    gates = msgspec.structs.replace(place.loaded.matrix.gates, cells=(change,))
+    matrix = msgspec.structs.replace(place.loaded.matrix, gates=gates)
+    assert place.smoke(CPU_8, matrix=matrix).gates["logs"] == "passed"
+    assert place.smoke(GPU_8, matrix=matrix, gpus=(ADA,)).gates["logs"] == "off"
