@@ -211,6 +211,8 @@ def _leave_memo(
     inputs |= {workspace.root / image.context for image in images.values()}
     locks = [lock for image in images.values() for lock in (image.lock, image.compiler_lock)]
     inputs |= {workspace.root / lock for lock in locks if lock}
+    samples = [model.calibration for model in loaded.matrix.models.values()]
+    inputs |= {workspace.root / each.file for each in samples if each}
     summary = {
         "header": TABLE_HEADER,
         "rows": table_rows(report),

@@ -2,8 +2,9 @@
 
 An image whose Dockerfile stage copies `planyard-admission/…` is given two files there: `admit.py`,
 which lies beside its context's other files, and `expect.json`, made here from the matrix: backend,
-pins, the SMs of its cells, the packages of its lock. Both are part of the image's recipe. Every
-check is `on`, or `off` with a reason that ends up in the capability snapshot.
+pins, the SMs of its cells, the packages of its lock, and what the image says under `admission`.
+Both are part of the image's recipe. Every check is `on`, or `off` with a reason that ends up in the
+capability snapshot.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from planyard.core.compat import pinned_version
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import InputError
 from planyard.core.matrix import GPU_BACKENDS, PLAN_BACKENDS, Image, Matrix, Pins
+from planyard.core.matrix_smoke import ADMISSION_CHECKS, AdmissionCheck, AdmissionSpec
 from planyard.edge import files
 
 EXPECTATION_SCHEMA = 1
@@ -35,7 +37,12 @@ _ONNXRUNTIMES = (
     *("onnxruntime-qnn", "onnxruntime-training"),
 )
 _RUNTIME_PACKAGE = {"onnxruntime-cpu": "onnxruntime", "onnxruntime-cuda": "onnxruntime-gpu"}
-_GPU_CHECKS = ("toolkit", "devices", "driver", "cuda", "gpu", "sm")
+_GPU_CHECKS: tuple[AdmissionCheck, ...] = (
+    *("toolkit", "devices", "driver", "cuda"),
+    *("gpu", "sm", "memory", "mig"),
+)
+_SNAPSHOT = "/run/planyard/capability.json"
+_METRICS = "/run/planyard/planyard.prom"
 
 
 class PlanExpected(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,23 +88,6 @@ class PlansExpected(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[PlanExpected, ...] = ()
 
 
-class Admission(msgspec.Struct, frozen=True, kw_only=True):
-    """What an image's owner says about its start, besides what follows from the matrix.
-
-    `mig` is `none` (whole GPUs only) or a profile like `1g.10gb`. `off` turns checks off, each
-    with its reason. `site` are the folders of Python packages in the image.
-    """
-
-    free_memory_bytes: int = 0
-    mig: str = ""
-    off: dict[str, str] = {}
-    plans: tuple[PlanExpected, ...] = ()
-    site: tuple[str, ...] = ()
-    snapshot: str = "/run/planyard/capability.json"
-    metrics: str = "/run/planyard/planyard.prom"
-    gpu_seconds: int = 5
-
-
 class Expectation(msgspec.Struct, frozen=True, kw_only=True):
     """`/etc/planyard/expect.json`; docs/admission.md describes each field."""
 
@@ -131,34 +121,33 @@ def expectation_of(
     matrix: Matrix,
     cells: Sequence[Cell],
     wheels: Sequence[Requirement] = (),
-    admission: Admission | None = None,
+    plans: Sequence[PlanExpected] = (),
 ) -> Expectation:
-    """What the image `name` expects: `cells` are all of the matrix, `wheels` those of its lock."""
-    spec, pins, said = matrix.images[name], matrix.pins, admission or Admission()
-    unknown = sorted(set(said.off) - {*_GPU_CHECKS, *_OTHER_CHECKS})
-    if unknown:
-        raise InputError([f"images.{name}: there is no check {each!r}" for each in unknown])
-    packages = _packages(spec, pins, wheels)
+    """What the image `name` expects.
+
+    `cells` are all of the matrix, `wheels` those of the image's lock, `plans` those that lie in it.
+    """
+    spec, pins = matrix.images[name], matrix.pins
+    said, packages, provider = spec.admission, _packages(spec, pins, wheels), _provider(spec)
     libraries = _libraries(spec, pins)
-    provider = _provider(spec)
-    reasons = {
-        **_reasons(spec, said, packages=packages, libraries=libraries, provider=provider),
-        **said.off,
+    reasons: dict[AdmissionCheck, str] = {
+        **_reasons(spec, packages=packages, libraries=libraries, provider=provider),
+        **said.skip,
     }
     return Expectation(
         image=name,
         backend=spec.backend,
         checks={
             check: f"off: {reasons[check]}" if check in reasons else "on"
-            for check in (*_GPU_CHECKS, *_OTHER_CHECKS)
+            for check in ADMISSION_CHECKS
         },
         # A plan of classic TensorRT is compiled on a GPU, under one driver branch.
         driver=DriverExpected(branch=int(pins.driver), newer=spec.backend != "tensorrt"),
         cuda=pins.cuda,
         sms=tuple(sorted({cell.sm for cell in cells if cell.image == name and cell.sm})),
-        free_bytes=said.free_memory_bytes,
+        free_bytes=int(said.free_memory or 0),
         mig=said.mig or "none",
-        site=said.site or (f"/usr/local/lib/python{pins.python}/dist-packages",),
+        site=_site(name, said) or (f"/usr/local/lib/python{pins.python}/dist-packages",),
         packages=packages,
         rivals=tuple(each for each in _ONNXRUNTIMES if each not in packages)
         if spec.backend in _RUNTIME_PACKAGE
@@ -166,33 +155,40 @@ def expectation_of(
         libraries=libraries,
         provider=provider,
         plans=PlansExpected(
-            kind=spec.backend, version=pinned_version(pins, spec.backend), files=said.plans
+            kind=spec.backend, version=pinned_version(pins, spec.backend), files=tuple(plans)
         ),
-        snapshot=said.snapshot,
-        metrics=said.metrics,
+        snapshot=_SNAPSHOT,
+        metrics=_METRICS,
         gpu_seconds=said.gpu_seconds,
     )
 
 
-_OTHER_CHECKS = ("memory", "mig", "libraries", "packages", "provider", "plans")
+def _site(name: str, said: AdmissionSpec) -> tuple[str, ...]:
+    """The folders of packages; admission takes no path that goes up, so none is baked in."""
+    problems = [
+        f"images.{name}.admission.site[{index}]: {folder} goes up: write it without .."
+        for index, folder in enumerate(said.site)
+        if ".." in folder.split("/")
+    ]
+    if problems:
+        raise InputError(problems)
+    return said.site
 
 
 def _reasons(
     spec: Image,
-    said: Admission,
     *,
     packages: Mapping[str, str],
     libraries: Sequence[str],
     provider: ProviderExpected,
-) -> dict[str, str]:
+) -> dict[AdmissionCheck, str]:
     """Why checks are off that have nothing to look for."""
-    found = {}
+    found: dict[AdmissionCheck, str] = {}
     if spec.backend not in GPU_BACKENDS:
-        no_gpu = f"{spec.backend} needs no GPU"
-        found = dict.fromkeys((*_GPU_CHECKS, "memory", "mig"), no_gpu)
-    if not said.free_memory_bytes:
+        found = dict.fromkeys(_GPU_CHECKS, f"{spec.backend} needs no GPU")
+    if not spec.admission.free_memory:
         found.setdefault("memory", "no floor of device memory is set for this image")
-    if not said.mig:
+    if not spec.admission.mig:
         found.setdefault("mig", "whole GPUs and MIG slices are both accepted")
     if not packages:
         found["packages"] = "the image has no lock that names its packages"
@@ -247,6 +243,16 @@ def _provider(spec: Image) -> ProviderExpected:
 def wants_admission(stages: str) -> bool:
     """Whether the instructions of an image's stages copy what is made here."""
     return f"{ADMISSION_FOLDER}/" in stages
+
+
+def refuse_unused(name: str, said: AdmissionSpec, *, target: str) -> None:
+    """Raise InputError when a matrix asks for admission, and the stage copies nothing of it."""
+    if said != AdmissionSpec():
+        copies = f"COPY {ADMISSION_FOLDER}/{_ADMIT} /opt/planyard/{_ADMIT}"
+        raise InputError(
+            [f"images.{name}.admission: the stage {target} does not copy {ADMISSION_FOLDER}/"],
+            mend=f"add {copies} and the lines of docs/admission.md to it, or remove admission:",
+        )
 
 
 def admission_digests(expectation: Expectation, *, context: Path) -> dict[str, str]:

@@ -20,6 +20,7 @@ from builders.expectation import (
     Expectation,
     admission_digests,
     expectation_of,
+    refuse_unused,
     stage_admission,
     wants_admission,
 )
@@ -44,7 +45,6 @@ from planyard.edge.docker import Engine, EngineError
 RECIPE_LABEL = "io.planyard.recipe"
 _TITLE_LABEL = "org.opencontainers.image.title"
 _NORMAL_FORM = 2  # raised when layers.py or oci.py change the bytes they write
-
 
 Inspect = Callable[[ImageRecord, str], None]
 
@@ -104,6 +104,8 @@ def order_image(
         cells = expand(matrix, load_compat()).cells
         expectation = expectation_of(name, matrix=matrix, cells=cells, wheels=wheels)
         admission = admission_digests(expectation, context=context)
+    elif not compiler:
+        refuse_unused(name, spec.admission, target=target)
     recipe = ImageRecipe(
         stages=stages,
         target=target,

@@ -1,4 +1,7 @@
-"""Load `matrix.yaml` and everything that must agree with it before anything is built."""
+"""Load `matrix.yaml` and everything that must agree with it before anything is built.
+
+Locks, calibration data, and what is only known once there are cells.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from builders.wheels import Requirement, read_lock
+from planyard.core.cells import expand
 from planyard.core.compat import contradictions, load_compat
 from planyard.core.errors import InputError
 from planyard.core.located import KeyPath, Problem
-from planyard.core.matrix import Matrix, Pins
+from planyard.core.matrix import PLAN_BACKENDS, Matrix, Pins
+from planyard.core.matrix_rules import broken_cell_rules
 from planyard.core.reader import LoadedMatrix, load_matrix
 
 _READ_BYTES = (1 << 20) + 1  # one more than the reader takes, so that it can say so
@@ -54,6 +59,27 @@ def _disagreements(matrix: Matrix, *, root: Path) -> Iterator[tuple[KeyPath, str
                 yield where, f"{lock} cannot be read: {error}"
             else:
                 yield from ((where, text) for text in _against_pins(requirements, matrix.pins))
+    if _depends_on_cells(matrix):
+        cells = expand(matrix, load_compat()).cells
+        yield from broken_cell_rules(matrix, cells)
+        for name in dict.fromkeys(cell.model for cell in cells if cell.precision == "int8"):
+            yield from _calibration_problems(name, matrix, root=root)
+
+
+def _depends_on_cells(matrix: Matrix) -> bool:
+    """Whether a rule about cells could be broken: making 10,000 of them takes its time."""
+    others = [image for image in matrix.images.values() if image.backend not in PLAN_BACKENDS]
+    converts = set(matrix.precisions) != {"fp32"} or any(image.compiler for image in others)
+    return "int8" in matrix.precisions or bool(others and converts)
+
+
+def _calibration_problems(
+    name: str, matrix: Matrix, *, root: Path
+) -> Iterator[tuple[KeyPath, str]]:
+    from builders.calibration import problems_of_calibration
+
+    for problem in problems_of_calibration(matrix.models[name], root=root):
+        yield ("models", name, "calibration"), problem
 
 
 def _against_pins(requirements: tuple[Requirement, ...], pins: Pins) -> Iterator[str]:

@@ -7,14 +7,16 @@ was interrupted goes on where it stopped.
 from __future__ import annotations
 
 import time
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from builders.audit import check_budget
+from builders.conversion import ConvertedModel
+from builders.converted import convert_models, needs_converter
 from builders.image import ImageOrder, Inspect, load_image, make_image, order_image
 from builders.models import FetchedModel, fetch_model
+from builders.outcome import report_build
 from builders.plan import CompileJob, PlanOrder, compile_plans, order_plans, stored_plan
 from builders.probing import probe_image
 from builders.smoking import Smoking
@@ -25,13 +27,7 @@ from planyard.core.compat import load_compat, pinned_version
 from planyard.core.errors import ImageBuildError
 from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
-from planyard.core.report import (
-    BuildReport,
-    ImageOutcome,
-    PlanFailure,
-    SnapshotWritten,
-    WaitingCell,
-)
+from planyard.core.report import BuildReport, PlanFailure, SnapshotWritten, WaitingCell
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
 from planyard.edge.gpu import local_gpus
 
@@ -52,6 +48,7 @@ class Build:
     image_errors: dict[str, ImageBuildError] = field(default_factory=dict)
     models: dict[str, FetchedModel] = field(default_factory=dict)
     plans: dict[str, PlanRecord] = field(default_factory=dict)
+    converted: dict[str, ConvertedModel] = field(default_factory=dict)
     compiled: list[str] = field(default_factory=list)
     failures: list[PlanFailure] = field(default_factory=list)
     waiting: list[WaitingCell] = field(default_factory=list)
@@ -155,12 +152,12 @@ def _probe(python: str, work: Build) -> Inspect:
 
 
 def _compiles_here(image: str, work: Build) -> bool:
-    """Classic TensorRT needs a GPU to compile; TensorRT for RTX does not."""
-    return work.matrix.images[image].backend == "tensorrt-rtx"
+    """Classic TensorRT needs a GPU to compile; TensorRT for RTX and conversions do not."""
+    return work.matrix.images[image].backend == "tensorrt-rtx" or needs_converter(image, work.cells)
 
 
 def make_plans(work: Build) -> None:
-    """Every plan the selected cells need: found by recipe, or compiled group by group."""
+    """Every plan and converted model the selected cells need: found by recipe, or made now."""
     for group in compile_groups(plan_cells(work.cells)):
         if group.image in work.image_errors:
             continue
@@ -171,6 +168,14 @@ def make_plans(work: Build) -> None:
                 ]
                 continue
             _make_group(group, work)
+    work.converted, refused = convert_models(
+        work.cells,
+        matrix=work.matrix,
+        compilers=work.compilers,
+        models=_Models(work),
+        workspace=work.workspace,
+    )
+    work.failures += refused
 
 
 def _make_group(group: CompileGroup, work: Build) -> None:
@@ -214,6 +219,7 @@ def smoke_cells(work: Build) -> None:
         images=work.images,
         models=_Models(work),
         plans=work.plans,
+        converted=work.converted,
     )
     for cell in work.cells:
         with work.timing(cell.image):
@@ -264,51 +270,3 @@ def _model(name: str, work: Build) -> FetchedModel:
                 report=now.update,
             )
     return work.models[name]
-
-
-def report_build(work: Build, *, seconds: float) -> BuildReport:
-    """What came of it, image by image."""
-    names = dict.fromkeys(cell.image for cell in work.cells)
-    return BuildReport(
-        images=tuple(_outcome(name, work) for name in names),
-        plans=tuple(work.plans.values()),
-        compiled=tuple(work.compiled),
-        plan_failures=tuple(work.failures),
-        waiting=tuple(work.waiting),
-        verdicts=tuple(work.verdicts.values()),
-        snapshots=work.snapshots,
-        seconds=round(seconds, 3),
-        outside_seconds=round(work.workspace.outside.seconds, 3),
-    )
-
-
-def _outcome(name: str, work: Build) -> ImageOutcome:
-    spec = work.matrix.images[name]
-    limits = {
-        "pull": spec.budget.pull,
-        "unpacked": spec.budget.unpacked,
-        "largest_layer": spec.budget.largest_layer,
-    }
-    budget = {key: int(limit) for key, limit in limits.items() if limit is not None}
-    error = work.image_errors.get(name)
-    if error is not None:
-        return ImageOutcome(
-            name=name, digest=None, budget=budget, error=error.message, log_tail=error.log_tail
-        )
-    image = work.images[name]
-    mine = [cell for cell in work.cells if cell.image == name]
-    return ImageOutcome(
-        name=name,
-        digest=image.digest,
-        pull_bytes=image.pull_bytes,
-        unpacked_bytes=image.unpacked_bytes,
-        budget=budget,
-        built=name in work.built,
-        findings=(*image.findings, *check_budget(image, spec.budget)),
-        plans=sum(cell.id in work.plans for cell in mine),
-        plans_wanted=len(plan_cells(mine)),
-        smoke=dict(
-            Counter(work.verdicts[cell.id].verdict for cell in mine if cell.id in work.verdicts)
-        ),
-        seconds=round(work.seconds[name], 3),
-    )

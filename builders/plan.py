@@ -7,8 +7,6 @@ A model the compiler refuses ends that cell, in the compiler's own words; the ot
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,27 +14,23 @@ from typing import Any
 
 import msgspec
 
+from builders.conversion import INSIDE, ConversionJob, conversion_of, converted_model
 from builders.inside import Place, out_folder, run_inside
 from builders.models import FetchedModel, identity_of_model
 from builders.workspace import Workspace
 from engines import header, index
-from engines.recipe import Conversion, PlanRecipe, recipe_digest, recipe_inputs
+from engines.recipe import PlanRecipe, recipe_digest, recipe_inputs
 from planyard.core.cells import Cell, CompileGroup
 from planyard.core.compat import pinned_version
-from planyard.core.digest import digest_of_value
 from planyard.core.errors import IntegrityError, PlanCompileError
-from planyard.core.matrix import Compile, Matrix, Model, Tolerance
+from planyard.core.matrix import Compile, Matrix, Model
 from planyard.core.report import PlanFailure
 from planyard.core.results import ImageRecord, PlanRecord
 from planyard.edge import files
 from planyard.edge.console import Step
 
-INSIDE = Path(header.__file__).parent / "inside"
 _SCRIPTS = {"tensorrt-rtx": INSIDE / "tensorrt_rtx.py", "tensorrt": INSIDE / "tensorrt.py"}
-_TO_FP16 = INSIDE / "to_fp16.py"
-_CONVERTER_PACKAGES = ("numpy", "onnx", "onnxconverter-common", "onnxruntime", "protobuf")
 _JOB_SCHEMA = 1
-_SEED = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +75,6 @@ def _recipe(
     cell: Cell, *, matrix: Matrix, compiler: ImageRecord, packages: Mapping[str, str]
 ) -> PlanRecipe:
     model = matrix.models[cell.model]
-    conversion = None
-    if cell.precision == "fp16":
-        conversion = Conversion(
-            script=files.digest_of_file(_TO_FP16),
-            packages={name: packages[name] for name in _CONVERTER_PACKAGES if name in packages},
-        )
     if cell.sm is None:
         raise PlanCompileError(f"{cell.id}: a plan needs the SM of a GPU")
     return PlanRecipe(
@@ -100,7 +88,7 @@ def _recipe(
         precision=cell.precision,
         workspace_bytes=int(matrix.compile.workspace),
         optimization_level=matrix.compile.optimization_level,
-        conversion=conversion,
+        conversion=conversion_of(cell.precision, model, packages=packages),
     )
 
 
@@ -120,90 +108,32 @@ def compile_plans(
             yield from _compile(job, model, workspace=workspace, scratch=scratch, step=step)
         except PlanCompileError as error:
             for order in job.orders:
-                yield PlanFailure(
-                    cell=order.cell.id, message=error.message, log_tail=error.log_tail
-                )
+                yield failure_of(order.cell, error)
+
+
+def failure_of(cell: Cell, error: PlanCompileError) -> PlanFailure:
+    """What a cell without a plan says: why, and what to do about it."""
+    message = ": ".join(filter(None, (error.message, error.mend)))
+    return PlanFailure(cell=cell.id, message=message, log_tail=error.log_tail)
 
 
 def _prepared_model(job: CompileJob, *, workspace: Workspace, scratch: Path, step: Step) -> Path:
     """The model's file as it is compiled: as fetched, or converted and compared."""
-    conversion = job.orders[0].recipe.conversion
-    if conversion is None:
+    recipe = job.orders[0].recipe
+    if recipe.conversion is None:
         return job.model.path
-    asked = {
-        "model": job.orders[0].recipe.model,
-        "conversion": msgspec.to_builtins(conversion),
-        "image": job.orders[0].recipe.builder_image,
-    }
-    kept = workspace.cache / "converted" / digest_of_value(asked).removeprefix("sha256:")
-    if not (kept / "report.json").exists():
-        step.update("convert to fp16 and compare with fp32")
-        _convert(job, conversion, workspace=workspace, scratch=scratch, kept=kept)
-    report = json.loads((kept / "report.json").read_bytes())
-    if report["event"] == "unchanged":
-        return job.model.path
-    _check_conversion(job, report)
-    return kept / str(report["model"])
-
-
-def _convert(
-    job: CompileJob, conversion: Conversion, *, workspace: Workspace, scratch: Path, kept: Path
-) -> None:
-    out = out_folder(scratch, "converted")
-    document = {
-        "schema": _JOB_SCHEMA,
-        "model": f"/model/{job.model.path.name}",
-        "out": "/out",
-        "shapes": [_smallest_shapes(job)],
-        "seed": _SEED,
-        "versions": conversion.packages,
-    }
-    events, tail = run_inside(
-        _TO_FP16, document, place=_place(job, job.model.path, out), workspace=workspace
+    conversion = ConversionJob(
+        name=job.group.model,
+        model=job.model,
+        spec=job.spec,
+        precision=job.group.precision,
+        conversion=recipe.conversion,
+        builder=recipe.builder_image,
+        image=lambda: job.image,
+        python=job.python,
+        settings=job.settings,
     )
-    last = events[-1] if events else {"event": "failed", "message": "it said nothing"}
-    if last["event"] not in ("converted", "unchanged"):
-        message = f"the conversion to fp16 was refused: {last.get('message')}"
-        raise PlanCompileError(message, log_tail=tail)
-    (out / "report.json").write_text(json.dumps(last))
-    kept.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(kept, ignore_errors=True)
-    out.replace(kept)
-
-
-def _smallest_shapes(job: CompileJob) -> dict[str, list[int]]:
-    """The smallest minimum shapes of the model's profiles: comparing costs CPU time."""
-
-    def weight(profile: Mapping[str, Any]) -> int:
-        sizes = [1]
-        for name in profile:
-            for dimension in profile[name].min:
-                sizes[0] *= dimension
-        return sizes[0]
-
-    smallest = min(job.spec.profiles.values(), key=weight)
-    return {name: list(shapes.min) for name, shapes in smallest.items()}
-
-
-def _check_conversion(job: CompileJob, report: Mapping[str, Any]) -> None:
-    """Refuse a converted model whose outputs are too far from the fp32 ones."""
-    limits: Tolerance | None = job.spec.tolerance.get(job.group.precision)
-    for comparison in report["comparisons"]:
-        for output in comparison["outputs"]:
-            if output["nan"] or output["inf"]:
-                raise PlanCompileError(
-                    f"fp16 makes {output['nan']} NaN and {output['inf']} Inf of {output['name']}",
-                    mend="keep this model in fp32, or find the layer that overflows",
-                )
-            if limits and not (
-                output["max_abs"] <= limits.max_abs and output["mean_abs"] <= limits.mean_abs
-            ):
-                raise PlanCompileError(
-                    f"fp16 moves {output['name']} by {output['max_abs']:.3g} at most and "
-                    f"{output['mean_abs']:.3g} on average ({comparison['inputs']} inputs); the "
-                    f"limits are {limits.max_abs:.3g} and {limits.mean_abs:.3g}",
-                    mend=f"raise models.{job.group.model}.tolerance.fp16 if that is acceptable",
-                )
+    return converted_model(conversion, workspace=workspace, scratch=scratch, step=step).path
 
 
 def _compile(

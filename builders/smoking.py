@@ -18,6 +18,8 @@ import msgspec
 
 import smoke
 from builders.baselines import Window, read_window, record_run
+from builders.conversion import ConvertedModel
+from builders.converted import is_converted
 from builders.goldens import find_golden, golden_key, has_golden, put_golden
 from builders.image import load_image
 from builders.measuring import Instruments, measure
@@ -58,6 +60,7 @@ class Smoking:
     images: Mapping[str, ImageRecord]
     models: Mapping[str, FetchedModel]
     plans: Mapping[str, PlanRecord]
+    converted: Mapping[str, ConvertedModel] = field(default_factory=dict)
     instruments: Instruments = field(default_factory=Instruments)
     verdicts: dict[str, SmokeVerdict] = field(default_factory=dict)
 
@@ -99,6 +102,8 @@ class Smoking:
             return f"no smoke script for {cell.backend} yet"
         if cell.backend in PLAN_BACKENDS and cell.id not in self.plans:
             return "it has no plan"
+        if is_converted(cell) and cell.id not in self.converted:
+            return f"its model could not be had in {cell.precision}"
         return self._why_no_gpu(cell) if cell.backend in GPU_BACKENDS else ""
 
     def _why_no_gpu(self, cell: Cell) -> str:
@@ -236,6 +241,8 @@ class Smoking:
 
     def _served(self, cell: Cell, scratch: Path) -> Path:
         """The file a cell serves: its plan, verified on the way out of the store, or its model."""
+        if cell.id in self.converted:
+            return self.converted[cell.id].path
         if cell.backend not in PLAN_BACKENDS:
             return self.models[cell.model].path
         folder = scratch / "served"
@@ -244,8 +251,8 @@ class Smoking:
         return folder / "model.plan"
 
     def _digest_served(self, cell: Cell) -> str:
-        plan = self.plans.get(cell.id)
-        return plan.digest if plan else identity_of_model(self.matrix.models[cell.model])
+        made = self.plans.get(cell.id) or self.converted.get(cell.id)
+        return made.digest if made else identity_of_model(self.matrix.models[cell.model])
 
     def _golden_key(self, reference: Cell) -> str:
         spec = self.matrix.models[reference.model]

@@ -19,11 +19,16 @@ from planyard.core.matrix import Precision, ShapeRange
 RECIPE_SCHEMA = 1
 
 
-class Conversion(msgspec.Struct, frozen=True, kw_only=True):
-    """How a model was brought to another precision: the script's digest, each library's version."""
+class Conversion(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How a model was brought to another precision: the script's digest, each library's version.
+
+    What only int8 has is left out of other recipes, so that their digests stay what they were.
+    """
 
     script: str
     packages: dict[str, str]
+    calibration: str | None = None
+    """The digest of the samples that int8 ranges were measured on."""
 
 
 class GpuBuild(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,5 +105,7 @@ def _digests(recipe: PlanRecipe) -> Iterator[tuple[str, str]]:
         yield f"plugins.{name}", value
     if recipe.conversion:
         yield "conversion.script", recipe.conversion.script
+        if recipe.conversion.calibration is not None:
+            yield "conversion.calibration", recipe.conversion.calibration
     if recipe.timing_cache is not None:
         yield "timing_cache", recipe.timing_cache

@@ -120,7 +120,7 @@ class Image(_Part, frozen=True, kw_only=True):
     target: Stage | None = None
     """The Dockerfile stage; the image's own name when left out."""
     compiler: Stage | None = None
-    """The stage that compiles this image's plans; needs a plan backend."""
+    """The stage that compiles this image's plans, or converts the models it serves."""
     lock: RelativePath | None = None
     """pip requirements with hashes for `target`; fetched outside, mounted at /wheels."""
     compiler_lock: RelativePath | None = None

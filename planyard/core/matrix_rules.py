@@ -8,8 +8,9 @@ is still checked everywhere else.
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from planyard.core.located import KeyPath, Part, did_you_mean, quoted
 from planyard.core.matrix import (
@@ -27,9 +28,17 @@ from planyard.core.matrix import (
     TensorSpec,
 )
 
+if TYPE_CHECKING:
+    from planyard.core.cells import Cell
+
 _SLASHES_IN_A_CELL_ID = 4
 _CLOSED_SET = re.compile(r"\[!?+\]?+[^\]]*\]")
 """How fnmatch reads a set: a ] right after the opening stands for itself."""
+
+_ACCURACY = (
+    "the matrix names the accuracy it must keep: "
+    "add tolerance: with int8: {max_abs: …, mean_abs: …, cosine: …}"
+)
 
 
 class Broken(NamedTuple):
@@ -48,6 +57,52 @@ def broken_rules(parts: Sequence[Part]) -> list[Broken]:
     broken.extend(_unknown_bases(parts))
     broken.extend(_repeated_drops(parts))
     return broken
+
+
+def broken_cell_rules(matrix: Matrix, cells: Sequence[Cell]) -> list[Broken]:
+    """The rules that the cells of a whole matrix break; `cells` are those that are left of it."""
+    int8, converted = defaultdict(list), defaultdict(list)
+    for cell in cells:
+        if cell.precision == "int8":
+            int8[cell.model].append(cell.id)
+        if cell.precision != "fp32" and cell.backend not in PLAN_BACKENDS:
+            converted[cell.image].append(cell.id)
+    broken = [
+        Broken(("models", model, *at), message)
+        for model, ids in int8.items()
+        for at, message in _int8(matrix.models[model], ids)
+    ]
+    for name, image in matrix.images.items():
+        at: KeyPath = ("images", name)
+        if image.backend in PLAN_BACKENDS or bool(converted[name]) == bool(image.compiler):
+            continue
+        if image.compiler:
+            message = "every cell of this image serves the model as published: remove this key"
+            broken.append(Broken((*at, "compiler"), message))
+        else:
+            message = f"{_counted(converted[name])} of this image, and nothing converts the model"
+            advice = "add compiler: with a stage that has the converter, or drop them"
+            broken.append(Broken(at, f"{message}: {advice}"))
+    return broken
+
+
+def _int8(model: Model, cells: Sequence[str]) -> Iterator[Broken]:
+    """INT8 needs samples to measure ranges on, fed one at a time, and the accuracy to keep."""
+    if "int8" not in model.tolerance:
+        yield Broken((), f"{_counted(cells)}, and {_ACCURACY}")
+    if model.calibration is None:
+        advice = "add calibration: {file: samples.npz, sha256: …}, or drop them"
+        yield Broken((), f"{_counted(cells)}, and there are no samples to measure on: {advice}")
+    for name, spec in model.inputs.items():
+        if spec.shape and spec.shape[0] != 1 and not isinstance(spec.shape[0], str):
+            message = f"int8 is calibrated with a batch of one, and {name} has {spec.shape[0]} here"
+            yield Broken(("inputs", name, "shape", 0), f"{message}: name the dimension")
+
+
+def _counted(cells: Sequence[str]) -> str:
+    """`a/b/c/int8/d and 3 more cells`."""
+    more = f" and {len(cells) - 1} more" if len(cells) > 1 else ""
+    return f"{cells[0]}{more} are cells" if more else f"{cells[0]} is a cell"
 
 
 def parts_of(matrix: Matrix) -> list[Part]:
@@ -80,14 +135,10 @@ def _exactly_one(value: Base | Source) -> Iterator[Broken]:
 
 
 def _image(image: Image) -> Iterator[Broken]:
-    """A compiler stands exactly where plans are compiled."""
-    plans = ", ".join(sorted(PLAN_BACKENDS))
+    """Plans need a compiler; elsewhere it converts models, which `broken_cell_rules` asks for."""
     if image.backend in PLAN_BACKENDS and image.compiler is None:
         advice = "add compiler: with the Dockerfile stage that has the compiler"
         yield Broken((), f"the backend {image.backend} compiles plans: {advice}")
-    if image.backend not in PLAN_BACKENDS and image.compiler is not None:
-        message = f"the backend {image.backend} compiles no plans"
-        yield Broken(("compiler",), f"{message}: remove this key, or use one of {plans}")
     if image.compiler_lock is not None and image.compiler is None:
         yield Broken(("compiler_lock",), "there is no compiler to lock: remove this key")
 
@@ -160,6 +211,8 @@ def _model(model: Model) -> Iterator[Broken]:
             message = f"the model has no input {quoted(tensor)}: {known}"
             yield Broken(("profiles", profile, tensor), message)
         yield from _named_dimensions(profile, ranges, model.inputs)
+    if model.calibration is not None and "int8" not in model.tolerance:
+        yield Broken(("calibration",), f"calibration is for int8: {_ACCURACY}")
 
 
 def _against_input(shapes: ShapeRange, spec: TensorSpec) -> Iterator[Broken]:

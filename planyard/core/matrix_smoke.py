@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 import msgspec
 from msgspec import Meta
 
-from planyard.core.matrix_fields import CellPattern, MigSlice, Name, PathInImage, Reason
+from planyard.core.matrix_fields import CellPattern, MigSlice, PathInImage, Reason
 from planyard.core.units import ByteSize
 
 
@@ -40,14 +40,32 @@ class OwnSmoke(_Part, frozen=True, kw_only=True):
     """The program inside the image and its arguments; nothing goes through a shell."""
 
 
+AdmissionCheck = Literal[
+    "toolkit",
+    "devices",
+    "driver",
+    "cuda",
+    "gpu",
+    "sm",
+    "memory",
+    "mig",
+    "libraries",
+    "packages",
+    "provider",
+    "plans",
+]
+ADMISSION_CHECKS: tuple[AdmissionCheck, ...] = get_args(AdmissionCheck)
+"""What `images/admit.py` looks at when an image starts, in its order; docs/admission.md."""
+
+
 class AdmissionSpec(_Part, frozen=True, kw_only=True):
     """What an image asks of the machine it starts on, besides what follows from the matrix."""
 
     free_memory: ByteSize | None = None
     """Device memory that has to be free on every visible GPU."""
     mig: MigSlice | None = None
-    off: dict[Name, Reason] = {}
-    """Checks that are not made, each with its reason; docs/admission.md names the checks."""
+    skip: dict[AdmissionCheck, Reason] = {}
+    """Checks that are not made, each with its reason, which the capability snapshot repeats."""
     site: tuple[PathInImage, ...] = ()
     """Folders of Python packages in the image, where they are not Debian's."""
     gpu_seconds: Annotated[int, Meta(ge=1, le=300)] = 5

@@ -13,8 +13,8 @@ import pytest
 from builders.expectation import (
     ADMISSION_FOLDER,
     DIGEST_LIMIT_BYTES,
-    Admission,
     Expectation,
+    PlanExpected,
     admission_digests,
     expect_plan,
     expectation_of,
@@ -29,7 +29,9 @@ from planyard.core.cells import expand
 from planyard.core.compat import load_compat
 from planyard.core.errors import InputError
 from planyard.core.matrix import Matrix
+from planyard.core.matrix_smoke import ADMISSION_CHECKS, AdmissionSpec
 from planyard.core.reader import load_matrix
+from planyard.core.units import ByteSize
 from planyard.edge.console import Console
 from tests import small_site
 
@@ -54,14 +56,22 @@ def matrix() -> Matrix:
     return load_matrix((REPOSITORY / "matrix.yaml").read_bytes(), name="matrix.yaml").matrix
 
 
-def expected(matrix: Matrix, name: str, admission: Admission | None = None) -> Expectation:
-    lock = REPOSITORY / str(matrix.images[name].lock)
+def expected(
+    matrix: Matrix,
+    name: str,
+    admission: AdmissionSpec | None = None,
+    *,
+    plans: tuple[PlanExpected, ...] = (),
+) -> Expectation:
+    spec = matrix.images[name]
+    lock = REPOSITORY / str(spec.lock)
+    said = msgspec.structs.replace(spec, admission=admission or spec.admission)
     return expectation_of(
         name,
-        matrix=matrix,
+        matrix=msgspec.structs.replace(matrix, images={**matrix.images, name: said}),
         cells=expand(matrix, load_compat()).cells,
         wheels=read_lock(lock.read_text(), name=lock.name),
-        admission=admission,
+        plans=plans,
     )
 
 
@@ -81,6 +91,7 @@ def test_both_sides_know_the_same_fields_and_checks():
     assert fields == set(admit.FIELDS)
     loaded = load_matrix((REPOSITORY / "matrix.yaml").read_bytes(), name="matrix.yaml").matrix
     assert set(expected(loaded, "rtx").checks) == set(admit.CHECKS) == set(admit.JUDGES)
+    assert admit.CHECKS == ADMISSION_CHECKS
 
 
 def test_a_gpu_image_expects_what_the_pins_say(matrix):
@@ -137,27 +148,56 @@ def test_classic_tensorrt_is_held_to_its_driver_branch(matrix):
     assert found.checks["packages"].startswith("off: ")
 
 
-def test_what_the_owner_says_counts(matrix):
+def test_a_plan_that_lies_in_the_image_is_expected(matrix):
     plan = expect_plan("/plans/a.plan", digest=DIGEST, size_bytes=10, sms=(89,))
-    said = Admission(
-        free_memory_bytes=1 << 30,
-        mig="1g.10gb",
-        off={"toolkit": "the driver is part of this image"},
-        plans=(plan,),
-        site=("/opt/site",),
-    )
-    found = expected(matrix, "ort-gpu", said)
-    assert found.free_bytes == 1 << 30
-    assert found.mig == "1g.10gb"
-    assert found.site == ("/opt/site",)
-    assert {"memory", "mig"} <= is_on(found)
-    assert found.checks["toolkit"] == "off: the driver is part of this image"
+    found = expected(matrix, "rtx", plans=(plan,))
     assert admit.parse_expectation(found.to_json())["plans"]["files"][0]["path"] == "/plans/a.plan"
 
 
-def test_a_check_that_does_not_exist_cannot_be_off(matrix):
-    with pytest.raises(InputError, match="there is no check 'divers'"):
-        expected(matrix, "ort-gpu", Admission(off={"divers": "no such thing is there"}))
+REASON = "the driver is part of this image"
+SAID: dict[str, tuple[AdmissionSpec, dict[str, object]]] = {
+    "free_memory": (
+        AdmissionSpec(free_memory=ByteSize(1 << 30)),
+        {"free_bytes": 1 << 30, "memory": "on"},
+    ),
+    "mig": (AdmissionSpec(mig="1g.10gb"), {"mig": "1g.10gb", "mig check": "on"}),
+    "no mig": (AdmissionSpec(mig="none"), {"mig check": "on"}),
+    "site": (AdmissionSpec(site=("/opt/a", "/opt/b")), {"site": ["/opt/a", "/opt/b"]}),
+    "gpu_seconds": (AdmissionSpec(gpu_seconds=300), {"gpu_seconds": 300}),
+    "gpu_seconds, least": (AdmissionSpec(gpu_seconds=1), {"gpu_seconds": 1}),
+    **{
+        f"off {check}": (AdmissionSpec(skip={check: REASON}), {f"{check} check": f"off: {REASON}"})
+        for check in ADMISSION_CHECKS
+    },
+}
+"""What an image may say, and all that is then different in its expectation."""
+
+
+def flat(expectation: Expectation) -> dict[str, object]:
+    """Fields by name, checks by `NAME check` (`memory` alone for short), as admit.py reads them."""
+    document = admit.parse_expectation(expectation.to_json())
+    checks = {f"{check} check": state for check, state in document.pop("checks").items()}
+    checks["memory"] = checks.pop("memory check")
+    return {**document, **checks}
+
+
+@pytest.mark.parametrize("name", SAID)
+def test_what_the_image_says_is_expected_and_nothing_else_changes(matrix, name):
+    admission, wanted = SAID[name]
+    wanted = {key.replace("memory check", "memory"): value for key, value in wanted.items()}
+    before, after = flat(expected(matrix, "ort-gpu")), flat(expected(matrix, "ort-gpu", admission))
+    assert {key: value for key, value in after.items() if value != before[key]} == wanted
+
+
+def test_a_check_that_is_off_is_off_whatever_else_is_said(matrix):
+    said = AdmissionSpec(free_memory=ByteSize(1 << 30), skip={"memory": REASON})
+    found = expected(matrix, "ort-gpu", said)
+    assert (found.checks["memory"], found.free_bytes) == (f"off: {REASON}", 1 << 30)
+
+
+def test_a_folder_that_admission_would_not_take_is_refused(matrix):
+    with pytest.raises(InputError, match=r"images\.ort-gpu\.admission\.site\[1\]: /opt/\.\./etc"):
+        expected(matrix, "ort-gpu", AdmissionSpec(site=("/opt/..a", "/opt/../etc")))
 
 
 @pytest.mark.parametrize(
@@ -230,6 +270,89 @@ def test_a_change_of_it_is_another_image_and_leaves_the_others(site, file, old, 
     after = {name: recipe(site, name).digest for name in ("cpu", "gpu")}
     assert after["gpu"] != before["gpu"]
     assert after["cpu"] == before["cpu"]
+
+
+GPU_IMAGE = "  gpu: {backend: onnxruntime-cuda, dockerfile: ours/Dockerfile, context: ours}"
+CPU_IMAGE = GPU_IMAGE.replace("gpu:", "cpu:").replace("cuda", "cpu")
+
+
+def say(site: tuple[Path, Workspace], admission: str, *, image: str = GPU_IMAGE) -> None:
+    change(site[0] / "matrix.yaml", image, f"{image[:-1]}, admission: {admission}}}")
+
+
+@pytest.mark.parametrize(
+    "admission",
+    [
+        "{free_memory: 2 GiB}",
+        "{mig: none}",
+        "{mig: 3g.40gb}",
+        '{skip: {driver: "the driver is newer here"}}',
+        "{site: [/opt/site]}",
+        "{gpu_seconds: 6}",
+    ],
+)
+def test_each_key_of_the_matrix_is_another_image_and_leaves_the_others(site, admission):
+    before = {name: recipe(site, name) for name in ("cpu", "gpu", "rtx")}
+    say(site, admission)
+    after = {name: recipe(site, name) for name in ("cpu", "gpu", "rtx")}
+    files = before["gpu"].files.items() ^ after["gpu"].files.items()
+    assert {path for path, _ in files} == {f"{ADMISSION_FOLDER}/expect.json"}
+    assert after["gpu"].digest != before["gpu"].digest
+    assert (after["cpu"], after["rtx"]) == (before["cpu"], before["rtx"])
+
+
+def test_an_admission_that_says_nothing_changes_nothing(site):
+    before = recipe(site, "gpu")
+    say(site, "{}")
+    assert recipe(site, "gpu") == before
+
+
+def test_what_is_baked_in_is_pinned_so_that_no_image_is_rebuilt_by_accident(site):
+    """Another digest here: every image in the world is built again. Is that what was meant?"""
+    found = recipe(site, "gpu").files[f"{ADMISSION_FOLDER}/expect.json"]
+    assert found == ("sha256:acd388f05ba6a85cae2d012ae484f5c9ec4d618eebe0b3c642e3d973e88cff59 644")
+
+
+def test_admission_that_no_stage_copies_is_refused(site):
+    say(site, "{mig: none}", image=CPU_IMAGE)
+    with pytest.raises(InputError) as caught:
+        recipe(site, "cpu")
+    wanted = "images.cpu.admission: the stage cpu does not copy planyard-admission/"
+    assert wanted in caught.value.message
+    assert "COPY planyard-admission/admit.py" in caught.value.mend
+
+
+def test_a_compiler_needs_no_admission_of_its_image(site):
+    image = "compiler: compiler}"
+    change(site[0] / "matrix.yaml", image, f"{image[:-1]}, admission: {{mig: none}}}}")
+    assert recipe(site, "rtx", compiler=True).files == {}
+
+
+@pytest.mark.parametrize(
+    ("admission", "said"),
+    [
+        (
+            '{skip: {divers: "no such thing is there"}}',
+            'images.gpu.admission.skip.divers: "divers" is not known here: write one of cuda, '
+            "devices, driver, gpu, libraries, memory, mig, packages, plans, provider, sm, toolkit; "
+            'did you mean "driver"?',
+        ),
+        ('{skip: {driver: "short"}}', "images.gpu.admission.skip.driver: "),
+        ("{mig: 1g}", 'images.gpu.admission.mig: "1g" does not fit: write none for whole GPUs'),
+        ("{gpu_seconds: 301}", "images.gpu.admission.gpu_seconds: 301 is out of range"),
+        ("{gpu_second: 3}", 'did you mean "gpu_seconds"?'),
+        ("{free_memory: lots}", "images.gpu.admission.free_memory: "),
+        ("{site: [opt]}", "images.gpu.admission.site[0]: "),
+    ],
+)
+def test_what_cannot_be_said_is_refused_where_it_stands(site, admission, said):
+    say(site, admission)
+    with pytest.raises(InputError) as caught:
+        recipe(site, "gpu")
+    assert said in caught.value.message
+    text = (site[0] / "matrix.yaml").read_text()
+    line = 1 + text[: text.index("admission:")].count("\n")
+    assert f"matrix.yaml:{line}:" in caught.value.message
 
 
 def test_a_context_without_admit_is_refused(site):

@@ -3,9 +3,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
+from planyard.core.cells import Cell
 from planyard.core.located import Part, path_text
 from planyard.core.matrix import (
     Base,
+    Calibration,
     DebianBase,
     Drop,
     Gpu,
@@ -14,8 +16,14 @@ from planyard.core.matrix import (
     ShapeRange,
     Source,
     TensorSpec,
+    Tolerance,
 )
-from planyard.core.matrix_rules import RULED_TYPES, broken_rules, parts_of
+from planyard.core.matrix_rules import (
+    RULED_TYPES,
+    broken_cell_rules,
+    broken_rules,
+    parts_of,
+)
 from planyard.core.reader import read_matrix, read_value
 from planyard.core.yaml_tree import parse_tree
 
@@ -68,10 +76,6 @@ def test_the_parts_of_a_value_are_those_that_reading_keeps():
         ),
         (Image(backend="tensorrt"), "(top level): the backend tensorrt compiles plans: add compi"),
         (
-            Image(backend="onnxruntime-cuda", compiler="c"),
-            "compiler: the backend onnxruntime-cuda compiles no plans: remove this key, or use one",
-        ),
-        (
             Image(backend="onnxruntime-cpu", compiler_lock="l"),
             "compiler_lock: there is no compiler to lock: remove this key",
         ),
@@ -102,6 +106,7 @@ def test_one_broken_rule_is_one_message(value, expected):
         Source(s3="s3://bucket/b"),
         Image(backend="tensorrt-rtx", compiler="c", compiler_lock="l"),
         Image(backend="onnxruntime-cpu"),
+        Image(backend="onnxruntime-cuda", compiler="c", compiler_lock="l"),
         Promotion(signed=True),
         Promotion(signed=True, key="cosign.pub"),
         Promotion(signed=True, identity="a", issuer="b"),
@@ -233,3 +238,99 @@ def test_the_id_of_a_drop_rule_is_its_own():
     found = broken_rules([Part(("drop", index), Drop, rule) for index, rule in enumerate(rules)])
     assert [path_text(rule.path) for rule in found] == ["drop[2].id", "drop[3].id"]
     assert found[0].message == "drop[0] has the id a already: write another id"
+
+
+# INT8, and models that are converted
+
+SAMPLES = Calibration(file="samples.npz", sha256="sha256:" + "5" * 64)
+ACCURACY = {"int8": Tolerance(max_abs=0.1, mean_abs=0.01)}
+INT8_NET = replace(
+    UNET,
+    inputs={"x": TensorSpec(dtype="float32", shape=("n", 4))},
+    profiles={"p": {"x": ShapeRange(min=(1, 4), opt=(1, 4), max=(2, 4))}},
+    calibration=SAMPLES,
+    tolerance=ACCURACY,
+)
+
+
+def cell_of(image, precision, *, model="net", backend="tensorrt-rtx"):
+    return Cell(
+        id=f"{image}/{model}/p/{precision}/g",
+        image=image,
+        model=model,
+        profile="p",
+        precision=precision,
+        gpu="g",
+        sm=89,
+        backend=backend,
+    )
+
+
+def broken_cells(*cells, model=INT8_NET, **images):
+    """What breaks when these cells are left of a matrix with one model."""
+    images = images or {"rtx": Image(backend="tensorrt-rtx", compiler="c")}
+    matrix = replace(MATRIX, models={"net": model}, images=images)
+    return [f"{path_text(path)}: {text}" for path, text in broken_cell_rules(matrix, cells)]
+
+
+def test_calibration_without_an_accuracy_is_half_of_int8():
+    (found,) = broken(replace(INT8_NET, tolerance={}))
+    assert found.startswith("calibration: calibration is for int8: the matrix names the accuracy")
+    assert broken(INT8_NET) == []
+    assert broken(replace(INT8_NET, calibration=None)) == []
+
+
+def test_cells_in_int8_need_an_accuracy_and_samples():
+    cells = [cell_of("rtx", "int8"), cell_of("rtx", "int8")]
+    (accuracy, samples) = broken_cells(
+        *cells, model=replace(INT8_NET, tolerance={}, calibration=None)
+    )
+    assert accuracy == (
+        "models.net: rtx/net/p/int8/g and 1 more are cells, and the matrix names the accuracy it "
+        "must keep: add tolerance: with int8: {max_abs: …, mean_abs: …, cosine: …}"
+    )
+    assert samples == (
+        "models.net: rtx/net/p/int8/g and 1 more are cells, and there are no samples to measure "
+        "on: add calibration: {file: samples.npz, sha256: …}, or drop them"
+    )
+    assert broken_cells(*cells) == []
+
+
+def test_a_model_without_int8_cells_needs_nothing_of_it():
+    bare = replace(INT8_NET, tolerance={}, calibration=None)
+    assert broken_cells(cell_of("rtx", "fp16"), cell_of("rtx", "fp32"), model=bare) == []
+
+
+@pytest.mark.parametrize(("first", "sound"), [(4, False), (1, True), ("n", True)])
+def test_a_batch_of_one_can_be_fed(first, sound):
+    model = replace(INT8_NET, inputs={"x": TensorSpec(dtype="float32", shape=(first, 4))})
+    found = broken_cells(cell_of("rtx", "int8"), model=model)
+    assert (found == []) == sound
+    if not sound:
+        assert found[0].startswith("models.net.inputs.x.shape[0]: int8 is calibrated with a batch")
+
+
+def test_a_scalar_input_has_no_batch():
+    inputs = {**INT8_NET.inputs, "t": TensorSpec(dtype="float32", shape=())}
+    assert broken_cells(cell_of("rtx", "int8"), model=replace(INT8_NET, inputs=inputs)) == []
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "onnxruntime-cuda"])
+def test_onnx_runtime_needs_a_converter_for_another_precision(precision, backend):
+    cell = cell_of("ort", precision, backend=backend)
+    (found,) = broken_cells(cell, ort=Image(backend=backend))
+    assert found == (
+        f"images.ort: ort/net/p/{precision}/g is a cell of this image, and nothing converts the "
+        "model: add compiler: with a stage that has the converter, or drop them"
+    )
+    assert broken_cells(cell, ort=Image(backend=backend, compiler="c")) == []
+
+
+def test_a_converter_that_nothing_needs_is_told():
+    cell = cell_of("ort", "fp32", backend="onnxruntime-cpu")
+    (found,) = broken_cells(cell, ort=Image(backend="onnxruntime-cpu", compiler="c"))
+    assert found == (
+        "images.ort.compiler: every cell of this image serves the model as published: "
+        "remove this key"
+    )

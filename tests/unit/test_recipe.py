@@ -74,6 +74,20 @@ OTHERS = {
     "another converter": {
         "conversion": Conversion(script=digest("d"), packages={"onnx": "1.23.1", "numpy": "2.4.6"})
     },
+    "other calibration data": {
+        "conversion": Conversion(
+            script=digest("d"),
+            packages={"onnx": "1.23.2", "numpy": "2.4.6"},
+            calibration=digest("1"),
+        )
+    },
+    "still other calibration data": {
+        "conversion": Conversion(
+            script=digest("d"),
+            packages={"onnx": "1.23.2", "numpy": "2.4.6"},
+            calibration=digest("2"),
+        )
+    },
     "another plugin": {"plugins": {"a.so": digest("1"), "b.so": digest("f")}},
     "plugins exchanged": {"plugins": {"a.so": digest("f"), "b.so": digest("e")}},
     "another timing cache": {"timing_cache": digest("1")},
@@ -125,6 +139,19 @@ def test_the_digest_does_not_drift_between_releases() -> None:
     assert recipe_digest(RECIPE) == expected, "a new schema number is needed, and this value"
 
 
+def test_what_only_int8_has_is_no_input_of_other_recipes() -> None:
+    """Recipes of plans that are stored already: a new key would lose them all."""
+    assert recipe_inputs(RECIPE)["conversion"].keys() == {"script", "packages"}
+
+
+def test_int8_reads_back_with_its_calibration() -> None:
+    assert RECIPE.conversion is not None
+    conversion = msgspec.structs.replace(RECIPE.conversion, calibration=digest("9"))
+    int8 = msgspec.structs.replace(RECIPE, conversion=conversion, precision="int8")
+    assert recipe_inputs(int8)["conversion"]["calibration"] == digest("9")
+    assert recipe_from_inputs(recipe_inputs(int8)) == int8
+
+
 def test_inputs_read_back() -> None:
     assert recipe_from_inputs(recipe_inputs(RECIPE)) == RECIPE
     with pytest.raises(ValueError, match="schema 2"):
@@ -140,6 +167,7 @@ def test_inputs_read_back() -> None:
         {"plugins": {"a.so": "1"}},
         {"timing_cache": "x"},
         {"conversion": Conversion(script="x", packages={})},
+        {"conversion": Conversion(script=digest("1"), packages={}, calibration="samples.npz")},
     ],
 )
 def test_what_should_be_a_digest_is_one(change: dict[str, object]) -> None:

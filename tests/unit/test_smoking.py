@@ -324,7 +324,8 @@ def test_accepted_runs_are_the_baseline_of_the_next_image(place: Place) -> None:
     slower = changed_image(place)
     place.runner.changes = {"series": series_of(100.0)}
     verdict = place.smoke(CPU_8, images=slower)
-    assert failed_rules(verdict) == {"latency.p10", "latency.p50", "latency.p95"}
+    assert "latency.p50" in failed_rules(verdict)
+    assert {finding.gate for finding in failures(verdict.findings)} == {"latency"}
     assert verdict.latency[0].baseline_p50_ms == 1.0
     assert len(place.ran) == 3  # a run that is too slow is measured once more
     place.runner.changes = {}
