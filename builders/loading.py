@@ -59,11 +59,27 @@ def _disagreements(matrix: Matrix, *, root: Path) -> Iterator[tuple[KeyPath, str
                 yield where, f"{lock} cannot be read: {error}"
             else:
                 yield from ((where, text) for text in _against_pins(requirements, matrix.pins))
+    yield from _batch_problems(matrix)
     if _depends_on_cells(matrix):
         cells = expand(matrix, load_compat()).cells
         yield from broken_cell_rules(matrix, cells)
         for name in dict.fromkeys(cell.model for cell in cells if cell.precision == "int8"):
             yield from _calibration_problems(name, matrix, root=root)
+
+
+def _batch_problems(matrix: Matrix) -> Iterator[tuple[KeyPath, str]]:
+    """Batch sizes of smoke runs that a profile does not take."""
+    if not matrix.smoke.batches:
+        return
+    from smoke.inputs import shapes_at_batch
+
+    for index, batch in enumerate(matrix.smoke.batches):
+        for name, model in matrix.models.items():
+            for profile in model.profiles:
+                try:
+                    shapes_at_batch(model, name=name, profile=profile, batch=batch)
+                except InputError as error:
+                    yield from ((("smoke", "batches", index), text) for text in error.problems)
 
 
 def _depends_on_cells(matrix: Matrix) -> bool:

@@ -116,3 +116,13 @@ def test_a_matrix_that_is_a_folder_or_too_large_is_refused(tmp_path: Path) -> No
 def test_nothing_is_written_when_the_matrix_is_wrong(tmp_path: Path) -> None:
     problems(tmp_path, "numpy\n")
     assert not (tmp_path / ".planyard").exists()
+
+
+def test_batches_that_a_profile_does_not_take_are_refused_at_once(tmp_path: Path) -> None:
+    matrix = small_site.MATRIX + "smoke: {batches: [2, 8]}\n"
+    with pytest.raises(InputError) as caught:
+        small_site.lay_out(tmp_path, matrix=matrix)
+    assert [problem.partition(" ")[2] for problem in caught.value.problems] == [
+        f"smoke.batches[1]: models.plain.profiles.{profile}.x: a batch of 8 is not within 1 to 2"
+        for profile in ("16", "8")
+    ]
