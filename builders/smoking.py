@@ -230,9 +230,10 @@ class Smoking:
         """What the accepted runs of a cell have in common."""
         spec, limits = self.matrix.models[cell.model], self.matrix.smoke
         gpu = next((gpu for gpu in self.gpus if gpu.sm == cell.sm), None)
+        host = host_name_of_speed()  # where the device has no reference load, the host's counts
         return Window(
             cell=cell.id,
-            machine=gpu.name or f"SM {gpu.sm}" if gpu else host_name_of_speed(),
+            machine=f"{gpu.name or f'SM {gpu.sm}'}; {host}" if gpu else host,
             shapes=input_shapes(spec.inputs, spec.profiles[cell.profile]),
             batches=limits.batches,
             concurrency=limits.concurrency,

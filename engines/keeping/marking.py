@@ -30,7 +30,7 @@ CHANNEL, SNAPSHOT, CLAIM, YOUNG, LASTING = "channel", "snapshot", "claim", "youn
 Inventory = Mapping[str, Listed]
 """Every object of a store by name."""
 
-_OF_UNKNOWN_USE = (reach.GOLDENS, reach.PROBES)
+_OF_UNKNOWN_USE = (reach.GOLDENS, reach.PROBES, reach.LATENCIES)
 _MEND = "run `planyard store fsck`, and mend what it finds, first"
 
 

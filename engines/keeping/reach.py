@@ -20,14 +20,18 @@ from engines.evidence.entries import EVIDENCE
 from engines.index import IMAGES, PLANS, SNAPSHOTS
 from engines.snapshot import Snapshot, from_json
 from engines.store.claims import CLAIMS, SWEEPS
-from planyard.core.digest import is_digest, short
+from planyard.core.digest import digest_of_value, is_digest, short
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
 
 VERDICTS = "verdicts"
 GOLDENS = "goldens"
 PROBES = "probes"
-KINDS = (PLANS, IMAGES, SNAPSHOTS, EVIDENCE, PROMOTIONS, VERDICTS, GOLDENS, PROBES, CLAIMS, SWEEPS)
+LATENCIES = "latencies"
+KINDS = (
+    *(PLANS, IMAGES, SNAPSHOTS, EVIDENCE, PROMOTIONS, VERDICTS, GOLDENS, PROBES, LATENCIES),
+    *(CLAIMS, SWEEPS),
+)
 
 _DIGESTS = re.compile(rb"sha256:[0-9a-f]{64}")
 _Kind = TypeVar("_Kind")
@@ -64,6 +68,10 @@ class SnapshotOutline:
 
 class _Tensor(msgspec.Struct, frozen=True):
     digest: str
+
+
+class _Accepted(msgspec.Struct, frozen=True):
+    window: dict[str, object]
 
 
 class _Claim(msgspec.Struct, frozen=True):
@@ -180,6 +188,11 @@ def _probe(_: str, __: bytes) -> Said:
     return Said(title="probe of an image")
 
 
+def _latency(_: str, document: bytes) -> Said:
+    window = _decoder(_Accepted).decode(document).window
+    return Said(title=f"accepted latencies of {window.get('cell')}", key=digest_of_value(window))
+
+
 def _claim(_: str, document: bytes) -> Said:
     claimed = _decoder(_Claim).decode(document).digests
     return Said(title="claim", mentions=frozenset(filter(is_digest, claimed)))
@@ -198,6 +211,7 @@ _READERS: dict[str, Callable[[str, bytes], Said]] = {
     VERDICTS: _verdict,
     GOLDENS: _golden,
     PROBES: _probe,
+    LATENCIES: _latency,
     CLAIMS: _claim,
     SWEEPS: _sweep,
 }

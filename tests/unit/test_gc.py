@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from builders.baselines import Window, read_window, record_run
 from engines import index
 from engines.channels import moves as channels
 from engines.channels.moves import Mover
@@ -21,6 +22,8 @@ from engines.store.objects import Listed
 from engines.store.store import ObjectStore
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import IntegrityError, StoreError
+from planyard.core.results import SmokeVerdict
+from smoke.baseline import accepted_run
 from tests.interleaved import garbage_and_one_release
 from tests.kept_store import (
     DAY_SECONDS,
@@ -39,6 +42,7 @@ from tests.kept_store import (
     put_release,
 )
 from tests.object_places import MemoryStore
+from tests.smoke_runs import report_of, run_of
 
 KEEP_ONE = Policy(snapshots=1, channel_records=1)
 MOVER = Mover(by="tests", now="2026-11-21T00:00:00Z")
@@ -162,6 +166,26 @@ def test_verdicts_stay_with_their_log_goldens_and_unknown_kinds_always(store):
 
 def _verdict(release: Release) -> dict[str, str]:
     return {"cell": "c", "verdict": "passed", "log_digest": release.log}
+
+
+def test_accepted_latencies_stay_and_hold_no_image(store):
+    """The image of a baseline may go: what remains of it are times."""
+    old, _ = old_releases(store, 2)
+    window = Window(
+        cell="a/b/c/d/e", machine="m", shapes={}, batches=(), concurrency=(1,), warmup=2
+    )
+    run = accepted_run(
+        run_of(report_of()),
+        created=MOVER.now,
+        image=old.image.digest,
+        served=digest_of_bytes(b"plan"),
+    )
+    passed = SmokeVerdict(cell=window.cell, verdict="passed", gates={"latency": "passed"})
+    assert record_run(store, window, run, verdict=passed)
+    age(store.objects, 30 * DAY_SECONDS)
+    collect(store, KEEP_ONE)
+    assert not any(is_there(store, old))
+    assert read_window(store, window) == (run,)
 
 
 def test_what_is_young_stays_with_all_it_names(store):
