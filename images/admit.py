@@ -143,7 +143,7 @@ FIELDS: dict[str, Callable[[object], bool]] = {
     ),
     "snapshot": is_path,
     "metrics": is_path,
-    "gpu_seconds": lambda value: is_count(value) and value <= 60,  # type: ignore[operator]
+    "gpu_seconds": lambda value: is_count(value) and value <= 300,  # type: ignore[operator]
 }
 CHECKS = (
     *("toolkit", "devices", "driver", "cuda", "gpu", "sm", "memory", "mig"),

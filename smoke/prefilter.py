@@ -21,10 +21,9 @@ SEPARATOR = rf"(?:{ESCAPES}|\\[nrtf]|[^0-9A-Za-z_])+"
 
 # What cleaning takes out of the middle of a word. Each lets its line be judged.
 _MARKS = (
-    rf"[\w'-](?:{ESCAPE})+[\w'-]",
+    # One inside a word; one that is no colour, or never ends. Together they are searched faster.
+    rf"[\w'-](?:{ESCAPE})+[\w'-]|\x1b(?:[^\[]|\[[0-?]*[^0-?m])",
     rf"[\w'-](?:{JSON_ESCAPE})+[\w'-]",
-    r"\x1b[^\[]",
-    r"\x1b\[[0-?]*[^0-?m]",  # other than a colour, or one that never ends
     r"[\x00-\x08\x0e-\x1a\x1c\x1f\x7f]",
     r"\xe2\x80[\x8b-\x8f\xaa-\xae]|\xe2\x81[\xa0-\xaf]|\xc2\xad",
     r"\xef\xbb\xbf|\xe1\xa0\x8e|\xef\xbf\xbd",
@@ -33,6 +32,7 @@ _MARKS = (
     r"\\u001b(?:[^\[]|\[[0-?]*[^0-?m])",
     r"\\b",
 )
+_DECODED_BYTES = 1 << 16
 _REACH = 4
 """Lines on each side of a suspect: two of its message, and two that an allow entry may need."""
 
@@ -47,7 +47,7 @@ class Prefilter:
         self.anchors = anchors
         self.patterns = (*anchors, *_MARKS)
 
-    def regions(self, text: bytes | bytearray, end: int) -> list[tuple[int, int]]:
+    def regions(self, text: bytes, end: int) -> list[tuple[int, int]]:
         """Spans of whole lines of `text[:end]`, ascending and apart.
 
         No loss begins or ends outside of them.
@@ -79,14 +79,18 @@ class Prefilter:
 
 
 def _is_utf8(block: memoryview) -> bool:
+    position = 0
     try:
-        codecs.utf_8_decode(block, "strict", True)
+        while position < len(block):  # in parts: whole, the text may be four times the block
+            part = block[position : position + _DECODED_BYTES]
+            last = position + len(part) == len(block)
+            position += codecs.utf_8_decode(part, "strict", last)[1]
     except UnicodeDecodeError:
         return False
     return True
 
 
-def _lines_back(text: bytes | bytearray, position: int) -> int:
+def _lines_back(text: bytes, position: int) -> int:
     """Where the line `_REACH` lines before that of `position` begins."""
     start = position
     for _ in range(_REACH + 1):
@@ -96,7 +100,7 @@ def _lines_back(text: bytes | bytearray, position: int) -> int:
     return start + 1
 
 
-def _lines_on(text: bytes | bytearray, position: int, end: int) -> tuple[int, int]:
+def _lines_on(text: bytes, position: int, end: int) -> tuple[int, int]:
     """Behind the line of `position`, and behind the line `_REACH` lines further on."""
     stop = line_stop = position
     for step in range(_REACH + 1):

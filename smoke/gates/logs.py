@@ -9,25 +9,38 @@ gate looks at the same run independently.
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
 from planyard.core.findings import Finding, Severity
 from planyard.core.results import SmokeRun
-from smoke.log_text import UNIT, WRAP, LogDecoder, clean_block, join_wrapped, messages_of
+from smoke.log_text import (
+    BLOCK_BYTES,
+    LINES_OF_A_MESSAGE,
+    UNIT,
+    WRAP,
+    Block,
+    BlockCutter,
+    clean_block,
+    count_lines,
+    join_wrapped,
+    messages_of,
+)
 from smoke.rules import Rule, RuleSet
 
-BLOCK_BYTES = 1 << 20
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+Span: TypeAlias = tuple[int, int]
+
 MAX_TEXT = 400
 """Characters of a hit that are kept."""
 MAX_PER_RULE = 20
 """Findings that one rule makes in one stream; the log itself has the rest."""
-_CONTEXT_BYTES = 4096
-"""What is kept of the lines before a block, so that a message over its border is found."""
-_WINDOW = 3
-"""Lines that one message may be wrapped over."""
+_PART_BYTES = BLOCK_BYTES // 2
 _LINE_END = re.compile(rb"[\n\x1d]")
 
 
@@ -51,74 +64,75 @@ class LogScanner:
         """`exact` judges all there is, without looking for anchors first: the tests compare."""
         self._rules = rules
         self._exact = exact
-        self._decoder = LogDecoder()
-        self._text = bytearray()  # lines of context, judged before, then what is still to judge
-        self._context_size = 0
-        self._line = 1  # number of the first line in the context
-        self._counted = 0  # while a block is judged: the offset that the line number is of
+        self._cutter = BlockCutter()
+        self._line = 1  # number of the first line in the next block
         self._reported: set[int] = set()
 
     def feed(self, data: bytes) -> list[LogHit]:
         """Take the next bytes; the hits that are certain now."""
-        self._text += self._decoder.feed(data)
-        hits: list[LogHit] = []
-        while True:
-            begin, size = self._context_size, len(self._text) - self._context_size
-            # Twice the block, so that blocks read from a file are not cut in two.
-            reach = size if size <= 2 * BLOCK_BYTES else BLOCK_BYTES
-            end = self._text.rfind(b"\n", begin, begin + reach) + 1
-            if not end and size >= BLOCK_BYTES:
-                end = begin + BLOCK_BYTES  # a line longer than a block is judged in pieces
-            if not end:
-                return hits
-            hits += self._judge(end)
+        return self._judge_all(self._cutter.feed(data))
 
     def close(self) -> list[LogHit]:
         """The hits of a last line without a newline."""
-        end = len(self._text)
-        return self._judge(end) if end > self._context_size else []
+        return self._judge_all(self._cutter.close())
 
-    def _judge(self, end: int) -> list[LogHit]:
-        news = self._line + self._text.count(b"\n", 0, self._context_size)
+    def scan(self, pieces: Iterable[bytes]) -> Iterator[list[LogHit]]:
+        """The hits in a whole log, block by block; the next is searched while one is judged.
+
+        Hyperscan and RE2 give up Python's lock, so both cores are used. The last hits of a piece
+        of BLOCK_BYTES or more come with the next piece, those of a smaller one at once.
+        """
+        from concurrent.futures import ThreadPoolExecutor
+
+        waiting: deque[tuple[Block, Future[list[Span]]]] = deque()
+        with ThreadPoolExecutor(max_workers=1) as pool:
+            for piece in pieces:
+                for block in self._blocks_of(piece):
+                    waiting.append((block, pool.submit(self._search, block)))
+                    if len(waiting) > 1:
+                        yield self._judge_next(waiting)
+                while waiting and len(piece) < BLOCK_BYTES:
+                    yield self._judge_next(waiting)
+            while waiting:
+                yield self._judge_next(waiting)
+        yield self.close()
+
+    def _blocks_of(self, piece: bytes) -> Iterator[Block]:
+        """What a piece makes whole, in parts: two of them are in memory beside it."""
+        for at in range(0, len(piece), _PART_BYTES):
+            yield from self._cutter.feed(piece[at : at + _PART_BYTES])
+
+    def _judge_next(self, waiting: deque[tuple[Block, Future[list[Span]]]]) -> list[LogHit]:
+        block, spans = waiting.popleft()
+        return self._judge(block, spans.result())
+
+    def _judge_all(self, blocks: Iterable[Block]) -> list[LogHit]:
+        return [hit for block in blocks for hit in self._judge(block, self._search(block))]
+
+    def _search(self, block: Block) -> list[Span]:
+        """The parts of a block that may hold a loss; touches nothing of the scanner's."""
+        end = len(block.text)
+        return [(0, end)] if self._exact else self._rules.prefilter.regions(block.text, end)
+
+    def _judge(self, block: Block, spans: Iterable[Span]) -> list[LogHit]:
+        """The hits in these parts of the next block."""
+        text, line, counted = block.text, self._line, 0
+        news = line + count_lines(text, 0, block.context_bytes)
         hits = []
-        for hit, lines in self._scan(end):
-            # What lies in the context alone was judged with the block before.
-            if lines.stop > news and self._reported.isdisjoint(lines):
-                self._reported.update(lines)
-                hits.append(hit)
-        self._drop_all_but_context(end)
-        return hits
-
-    def _scan(self, end: int) -> Iterator[tuple[LogHit, range]]:
-        """Judge the parts of the text that may hold a loss."""
-        self._counted = 0
-        prefilter = self._rules.prefilter
-        for start, stop in [(0, end)] if self._exact else prefilter.regions(self._text, end):
-            self._count_to(start)
-            yield from _scan_block(
-                bytes(self._text[start:stop]), self._rules, first_line=self._line
-            )
-
-    def _count_to(self, position: int) -> None:
-        """Move on the line number to that of `position`."""
-        if position < self._counted:
-            self._line -= self._text.count(b"\n", position, self._counted)
+        for start, stop in spans:
+            line += count_lines(text, counted, start)
+            counted = start
+            for hit, lines in _scan_block(text[start:stop], self._rules, first_line=line):
+                # What lies in the context alone was judged with the block before.
+                if lines.stop > news and self._reported.isdisjoint(lines):
+                    self._reported.update(lines)
+                    hits.append(hit)
+        if block.kept_at < counted:
+            self._line = line - count_lines(text, block.kept_at, counted)
         else:
-            self._line += self._text.count(b"\n", self._counted, position)
-        self._counted = position
-
-    def _drop_all_but_context(self, end: int) -> None:
-        """Keep the last two lines before `end`, or the end of a longer one, for the next block."""
-        start = end
-        for _ in range(_WINDOW if self._text.endswith(b"\n", 0, end) else 1):
-            start = self._text.rfind(b"\n", max(0, end - _CONTEXT_BYTES), max(start - 1, 0)) + 1
-            if start == 0:
-                break
-        start = start or max(0, end - _CONTEXT_BYTES)
-        self._count_to(start)
-        del self._text[:start]
-        self._context_size = end - start
+            self._line = line + count_lines(text, counted, block.kept_at)
         self._reported = {line for line in self._reported if line >= self._line}
+        return hits
 
 
 def scan_lines(lines: Iterable[bytes], rules: RuleSet) -> Iterator[LogHit]:
@@ -224,7 +238,7 @@ def _lines_in(joined: bytes, start: int, stop: int) -> int:
 
 def _message_around(joined: bytes, start: int, stop: int) -> tuple[int, int]:
     """Widen a span of whole lines by the lines that may belong to the same message."""
-    for _ in range(_WINDOW - 1):
+    for _ in range(LINES_OF_A_MESSAGE - 1):
         if start and joined.startswith(WRAP, start - 1):
             start = _line_start(joined, start - 1)
         if joined.startswith(WRAP, stop):
@@ -240,7 +254,7 @@ def _judge_lines(
     `judged.start` is the number of `lines[0]`; lines after `judged.stop` only carry on a sentence.
     """
     taken: set[int] = set()
-    for size in range(1, _WINDOW + 1):
+    for size in range(1, LINES_OF_A_MESSAGE + 1):
         for number in range(first, judged.stop):
             window = range(number, number + size)
             index = number - judged.start
@@ -256,7 +270,7 @@ def _allowed_as_part(lines: list[bytes], index: int, size: int, rules: RuleSet) 
     """Whether a loss in some lines is harmless words once the lines around them are read too."""
     if size == len(lines):
         return False
-    reach = _WINDOW - 1
+    reach = LINES_OF_A_MESSAGE - 1
     for start in range(max(0, index - reach), index + 1):
         for stop in range(index + size, min(len(lines), index + size + reach) + 1):
             text = WRAP.join(lines[start:stop])

@@ -1,9 +1,7 @@
 """Admission in real containers: refused without a GPU, admitted on fake trees, and what follows.
 
-The image is built by planyard from an own Dockerfile like those of `images/`. What a GPU machine
-has is laid over places of the container: device nodes, the driver's libraries (compiled here), and
-/proc/driver, which only a launcher with CAP_SYS_ADMIN can replace; it then drops everything and
-becomes the image's entrypoint.
+The image is built by planyard from an own Dockerfile like those of `images/`; what a GPU machine
+has is laid over its containers by `tests/fake_machine.py`.
 """
 
 from __future__ import annotations
@@ -15,9 +13,8 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -26,16 +23,22 @@ from builders.workspace import Workspace
 from planyard.core.reader import load_matrix
 from planyard.edge.console import Console
 from tests.conftest import Built
+from tests.fake_machine import (
+    ENTRYPOINT,
+    KERNEL,
+    LIBRARIES,
+    PROVIDER,
+    PYTHON,
+    SITE,
+    USER,
+    Machine,
+    compiled,
+    lay_out_fakes,
+)
 from tests.workspaces import lay_out
 
 pytestmark = pytest.mark.docker
 
-SITE = "/usr/local/lib/python3.11/dist-packages"
-LIBRARIES = "/usr/lib/x86_64-linux-gnu"
-PROVIDER = "onnxruntime/capi/libonnxruntime_providers_cuda.so"
-ENTRYPOINT = ("/usr/bin/python3.11", "-I", "-S", "/opt/planyard/admit.py")
-PYTHON = "/usr/bin/python3.11"
-USER = 65532
 DOCKERFILE = f"""\
 ARG BASE
 FROM ${{BASE}} AS app
@@ -77,173 +80,6 @@ if sys.argv[1:2] == ["wait"]:
     signal.pause()
 sys.exit(int(sys.argv[1]) if len(sys.argv) > 1 else 0)
 """
-LAUNCH = f"""\
-import ctypes, os, signal, sys
-libc = ctypes.CDLL(None, use_errno=True)
-if libc.mount(b"/fake/driver", b"/proc/driver", None, 4096, None):
-    sys.exit(f"mount: {{os.strerror(ctypes.get_errno())}}")
-os.setgroups([])
-os.setgid({USER})
-os.setuid({USER})
-os.environ.pop("LC_CTYPE", None)
-for number in (signal.SIGPIPE, signal.SIGXFSZ):
-    signal.signal(number, signal.SIG_DFL)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-KERNEL = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {version}  Release Build\n"
-NVML = r"""
-#include <signal.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
-static int number(const char *name, int otherwise) {
-    const char *text = getenv(name);
-    return text ? atoi(text) : otherwise;
-}
-static int say(char *to, unsigned size, const char *text) { strncpy(to, text, size); return 0; }
-int nvmlInit_v2(void) {
-    const char *hang = getenv("FAKE_HANG");
-    if (hang) {
-        if (!strcmp(hang, "loud")) write(2, "asked\n", 6);
-        sigset_t all;
-        sigfillset(&all);
-        sigprocmask(SIG_BLOCK, &all, 0);
-        for (;;) pause();
-    }
-    return number("FAKE_INIT", 0);
-}
-const char *nvmlErrorString(int status) { return "Driver/library version mismatch"; }
-int nvmlSystemGetDriverVersion(char *to, unsigned size) { return say(to, size, "580.65.06"); }
-int nvmlDeviceGetCount_v2(unsigned *count) { *count = number("FAKE_COUNT", 1); return 0; }
-int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **device) { *device = (void *)1; return 0; }
-int nvmlDeviceGetName(void *device, char *to, unsigned size) {
-    return say(to, size, device == (void *)2 ? "NVIDIA FAKE MIG 1g.10gb" : "NVIDIA FAKE");
-}
-int nvmlDeviceGetCudaComputeCapability(void *device, int *major, int *minor) {
-    *major = number("FAKE_SM", 89) / 10;
-    *minor = number("FAKE_SM", 89) % 10;
-    return 0;
-}
-int nvmlDeviceGetMemoryInfo(void *device, unsigned long long *memory) {
-    memory[0] = 24ULL << 30; memory[1] = 20ULL << 30; memory[2] = 4ULL << 30;
-    return 0;
-}
-int nvmlDeviceGetMigMode(void *device, unsigned *mode, unsigned *pending) {
-    if (!getenv("FAKE_MIG")) return 3;
-    *mode = *pending = 1;
-    return 0;
-}
-int nvmlDeviceGetMaxMigDeviceCount(void *device, unsigned *count) { *count = 7; return 0; }
-int nvmlDeviceGetMigDeviceHandleByIndex(void *device, unsigned i, void **slice) {
-    if ((int)i != number("FAKE_MIG", -1)) return 6;
-    *slice = (void *)2;
-    return 0;
-}
-"""
-PROBE = r"""
-#include <signal.h>
-#include <stdio.h>
-#include <unistd.h>
-extern char **environ;
-int main(int count, char **arguments) {
-    int others = 0;
-    for (int number = 1; number < 32; number++) {
-        struct sigaction found;
-        if (number == SIGKILL || number == SIGSTOP) continue;
-        sigaction(number, 0, &found);
-        others += found.sa_handler != SIG_DFL;
-    }
-    printf("pid %d\nnot default %d\n", (int)getpid(), others);
-    for (int at = 1; at < count; at++) printf("argument %s\n", arguments[at]);
-    for (char **each = environ; *each; each++) puts(*each);
-    return 3;
-}
-"""
-CUDA = "int cuDriverGetVersion(int *version) { *version = 13000; return 0; }"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ran:
-    """A container that ended."""
-
-    exit_code: int
-    stdout: str
-    stderr: str
-
-    def refused(self, *checks: str) -> dict[str, Any]:
-        """The JSON of a refusal for just these checks; nothing was started."""
-        assert self.exit_code == 78, f"{self.exit_code}\n{self.stdout}\n{self.stderr}"
-        (line,) = self.stdout.splitlines()
-        document: dict[str, Any] = json.loads(line)
-        assert document["verdict"] == "refused"
-        found = [each["check"] for each in document["mismatches"]]
-        assert sorted(set(found)) == sorted(checks), line
-        (plain,) = self.stderr.splitlines()
-        assert plain.startswith("planyard: refused: ")
-        assert all(f"{check}: expected " in plain for check in checks)
-        return document
-
-    def service(self, *, exit_code: int) -> dict[str, Any]:
-        """What the service said of itself."""
-        assert self.exit_code == exit_code, f"{self.exit_code}\n{self.stdout}\n{self.stderr}"
-        document: dict[str, Any] = json.loads(self.stdout.splitlines()[0])
-        return document
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machine:
-    """An image on an engine, with what is laid over its containers. `gpu` brings the fake one."""
-
-    host: str
-    image: str
-    fakes: Path
-    options: tuple[str, ...] = ()
-    gpu: bool = False
-    missing: frozenset[str] = field(default_factory=frozenset)
-
-    def laid(self, source: Path, target: str) -> Machine:
-        """The same with a file or folder over a place of the container."""
-        return replace(self, options=(*self.options, "--volume", f"{source}:{target}:ro"))
-
-    def given(self, **variables: str) -> Machine:
-        """The same with environment variables."""
-        more = [part for name, value in variables.items() for part in ("--env", f"{name}={value}")]
-        return replace(self, options=(*self.options, *more))
-
-    def command(self, *arguments: str) -> list[str]:
-        """The command line that runs the image's own entrypoint, on the fake GPU if any."""
-        start = ["docker", "--host", self.host, "run", "--network", "none", *self.options]
-        if not self.gpu:
-            return [*start, self.image, *arguments]
-        for name in ("nvidia0", "nvidiactl", "nvidia-uvm"):
-            if name not in self.missing:
-                start += ["--device", f"/dev/null:/dev/{name}"]
-        for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
-            if name not in self.missing:
-                start += ["--volume", f"{self.fakes / name}:{LIBRARIES}/{name}:ro"]
-        start += ["--volume", f"{self.fakes}:/fake:ro", "--user", "0", "--cap-add", "SYS_ADMIN"]
-        start += ["--security-opt", "seccomp=unconfined", "--security-opt", "apparmor=unconfined"]
-        start += ["--entrypoint", PYTHON, self.image, "/fake/launch.py", *ENTRYPOINT]
-        return [*start, *(arguments or (PYTHON, "/srv/service.py"))]
-
-    def run(self, *arguments: str) -> Ran:
-        """Run a container to its end."""
-        command = self.command(*arguments)
-        command.insert(command.index("run") + 1, "--rm")
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        return Ran(exit_code=done.returncode, stdout=done.stdout, stderr=done.stderr)
-
-
-def compiled(folder: Path, name: str, source: str, *, program: bool = False) -> Path:
-    """A shared library, or a program, made of C."""
-    folder.mkdir(parents=True, exist_ok=True)
-    code = folder / f"{name}.c"
-    code.write_text(source)
-    kind = ["-static"] if program else ["-shared", "-fPIC"]
-    args = ["gcc", *kind, "-O1", "-o", str(folder / name), str(code)]
-    subprocess.run(args, check=True, capture_output=True)
-    code.unlink()
-    return folder / name
 
 
 def lay_out_app(root: Path) -> None:
@@ -274,16 +110,7 @@ def bare(
     site.edit("\nmodels:\n", IMAGE + "\nmodels:\n")
     (site.root / "app").mkdir()
     lay_out_app(site.root / "app")
-    fakes = tmp_path_factory.mktemp("fakes")
-    compiled(fakes, "libnvidia-ml.so.1", NVML)
-    compiled(fakes, "libcuda.so.1", CUDA)
-    compiled(fakes, "probe", PROBE, program=True)
-    (fakes / "launch.py").write_text(LAUNCH)
-    (fakes / "driver" / "nvidia").mkdir(parents=True)
-    (fakes / "driver" / "nvidia" / "version").write_text(KERNEL.format(version="580.65.06"))
-    for folder in (fakes, *fakes.parents):
-        if folder.stat().st_uid == os.getuid() and folder.is_relative_to(fakes.parent):
-            folder.chmod(0o755)  # the image's user reads it too
+    fakes = lay_out_fakes(tmp_path_factory.mktemp("fakes"))
     matrix = load_matrix(site.matrix.read_bytes(), name="matrix.yaml").matrix
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", engine_host)
