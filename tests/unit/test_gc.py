@@ -171,7 +171,6 @@ def _verdict(release: Release) -> dict[str, str]:
 def test_accepted_latencies_stay_and_hold_no_image(store):
     """The image of a baseline may go: what remains of it are times."""
     old, _ = old_releases(store, 2)
-    image, served = old.image.digest, old.plan.digest
     window = Window(
         cell="a/b/c/d/e", machine="m", shapes={}, batches=(), concurrency=(1,), warmup=2
     )
