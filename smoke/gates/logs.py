@@ -9,9 +9,8 @@ gate looks at the same run independently.
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, TypeAlias
 
 import msgspec
 
@@ -31,16 +30,10 @@ from smoke.log_text import (
 )
 from smoke.rules import Rule, RuleSet
 
-if TYPE_CHECKING:
-    from concurrent.futures import Future
-
-Span: TypeAlias = tuple[int, int]
-
 MAX_TEXT = 400
 """Characters of a hit that are kept."""
 MAX_PER_RULE = 20
 """Findings that one rule makes in one stream; the log itself has the rest."""
-_PART_BYTES = BLOCK_BYTES // 2
 _LINE_END = re.compile(rb"[\n\x1d]")
 
 
@@ -76,47 +69,14 @@ class LogScanner:
         """The hits of a last line without a newline."""
         return self._judge_all(self._cutter.close())
 
-    def scan(self, pieces: Iterable[bytes]) -> Iterator[list[LogHit]]:
-        """The hits in a whole log, block by block; the next is searched while one is judged.
-
-        Hyperscan and RE2 give up Python's lock, so both cores are used. The last hits of a piece
-        of BLOCK_BYTES or more come with the next piece, those of a smaller one at once.
-        """
-        from concurrent.futures import ThreadPoolExecutor
-
-        waiting: deque[tuple[Block, Future[list[Span]]]] = deque()
-        with ThreadPoolExecutor(max_workers=1) as pool:
-            for piece in pieces:
-                for block in self._blocks_of(piece):
-                    waiting.append((block, pool.submit(self._search, block)))
-                    if len(waiting) > 1:
-                        yield self._judge_next(waiting)
-                while waiting and len(piece) < BLOCK_BYTES:
-                    yield self._judge_next(waiting)
-            while waiting:
-                yield self._judge_next(waiting)
-        yield self.close()
-
-    def _blocks_of(self, piece: bytes) -> Iterator[Block]:
-        """What a piece makes whole, in parts: two of them are in memory beside it."""
-        for at in range(0, len(piece), _PART_BYTES):
-            yield from self._cutter.feed(piece[at : at + _PART_BYTES])
-
-    def _judge_next(self, waiting: deque[tuple[Block, Future[list[Span]]]]) -> list[LogHit]:
-        block, spans = waiting.popleft()
-        return self._judge(block, spans.result())
-
     def _judge_all(self, blocks: Iterable[Block]) -> list[LogHit]:
-        return [hit for block in blocks for hit in self._judge(block, self._search(block))]
+        return [hit for block in blocks for hit in self._judge(block)]
 
-    def _search(self, block: Block) -> list[Span]:
-        """The parts of a block that may hold a loss; touches nothing of the scanner's."""
-        end = len(block.text)
-        return [(0, end)] if self._exact else self._rules.prefilter.regions(block.text, end)
-
-    def _judge(self, block: Block, spans: Iterable[Span]) -> list[LogHit]:
-        """The hits in these parts of the next block."""
+    def _judge(self, block: Block) -> list[LogHit]:
+        """The hits in the parts of the next block that may hold a loss."""
         text, line, counted = block.text, self._line, 0
+        end = len(text)
+        spans = [(0, end)] if self._exact else self._rules.prefilter.regions(text, end)
         news = line + count_lines(text, 0, block.context_bytes)
         hits = []
         for start, stop in spans:
