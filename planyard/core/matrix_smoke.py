@@ -22,7 +22,7 @@ class SmokeLimits(_Part, frozen=True, kw_only=True):
     timeout_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 600
     warmup: Annotated[int, Meta(ge=0, le=10_000)] = 2
     """Requests before the first timed one, in each series."""
-    requests: Annotated[int, Meta(ge=1, le=100_000)] = 20
+    requests: Annotated[int, Meta(ge=5, le=100_000)] = 20
     """Timed requests of a series; fewer (at least 5) where `series_seconds` are over before."""
     series_seconds: Annotated[int, Meta(ge=1, le=3600)] = 10
     batches: Annotated[tuple[Annotated[int, Meta(ge=1, le=4096)], ...], Meta(max_length=8)] = ()

@@ -153,8 +153,9 @@ USER 0:0
 RUN ["/usr/bin/python3.11", "-c", "raise SystemExit('the wheel is broken')"]
 """
 BROKEN_IMAGE = """
-  broken:
+  ort-broken:
     backend: onnxruntime-cpu
+    target: broken
     base: slim
     dockerfile: broken/Dockerfile
     context: broken
@@ -170,18 +171,18 @@ def test_an_image_that_cannot_be_built_ends_with_5_and_its_log(built: Built, sit
     site.write("broken/Dockerfile", BROKEN)
     ran = site.planyard("build", "--json", "--select", "*/ocr-det/640/fp32/cpu").expect(5)
     report = ran.document()
-    assert "error: broken: docker build failed" in ran.stderr
+    assert "error: ort-broken: docker build failed" in ran.stderr
     by_name = {image["name"]: image for image in report["images"]}
-    assert by_name["broken"]["digest"] is None
-    assert "docker build failed" in by_name["broken"]["error"]
+    assert by_name["ort-broken"]["digest"] is None
+    assert "docker build failed" in by_name["ort-broken"]["error"]
     assert by_name["ort-cpu"]["digest"] == built.image("ort-cpu")["digest"]
     verdicts = {each["cell"].split("/")[0]: each for each in report["verdicts"]}
     assert verdicts["ort-cpu"]["verdict"] == "passed"
-    assert verdicts["broken"]["reason"] == "its image was not built"
-    plain = site.planyard("build", "--select", "broken/*/640/*").expect(5)
+    assert verdicts["ort-broken"]["reason"] == "its image was not built"
+    plain = site.planyard("build", "--select", "ort-broken/*/640/*").expect(5)
     assert "the wheel is broken" in plain.stderr
     assert any(
-        line.startswith("broken") and "not built" in line for line in plain.stderr.splitlines()
+        line.startswith("ort-broken") and "not built" in line for line in plain.stderr.splitlines()
     )
 
 

@@ -43,9 +43,9 @@ from tests.workspaces import Site, lay_out
 
 pytestmark = pytest.mark.docker
 
-RUNS = int(os.environ.get("PLANYARD_LATENCY_RUNS", "10"))
+RUNS = int(os.environ.get("PLANYARD_LATENCY_RUNS", "4"))
 ALARMS = 1
-"""As many false alarms are allowed, in a hundred runs as in ten."""
+"""As many false alarms are allowed, in a hundred runs as in a few."""
 KNOWN_RUNS = 6
 """Accepted before: a window of fewer than five cannot tell its noise."""
 LIMITS = LatencyLimits()

@@ -50,7 +50,7 @@ def test_it_is_started_and_stopped(empty_site: Callable[[str], Site], built: Bui
 
 
 def test_an_engine_that_answers_is_used_as_it_is(site: Site) -> None:
-    site.edit("\ngates:\n", "\nsmoke: {requests: 2}\n\ngates:\n")
+    site.edit("\ngates:\n", "\nsmoke: {requests: 5}\n\ngates:\n")
     ran = site.planyard("build", *SELECT).expect(0)
     assert "✓ smoke ort-cpu/ocr-det/640/fp32/cpu" in ran.stderr
     assert "private" not in ran.stderr

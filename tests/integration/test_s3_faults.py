@@ -13,6 +13,7 @@ import sys
 import time
 import types
 import urllib.parse
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -275,7 +276,7 @@ def test_an_upload_that_was_killed_goes_on(
 ) -> None:
     given = tmp_path / "given"
     given.write_bytes(LARGE)
-    held = through(f"killed/{tmp_path.name}", 3)
+    held = through(f"killed/{uuid.uuid4().hex}", 3)
     key = f"{held.probe_prefix}{LARGE_NAME}"
     digest = names.digest_of_name(LARGE_NAME)
     upload = held.bucket.begin_upload(key, metadata={"planyard-digest": digest})
