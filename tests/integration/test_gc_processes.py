@@ -227,6 +227,10 @@ class Collection(threading.Thread):
             self._stopped.set()
 
     def _stop(self) -> None:
+        if threading.current_thread() is not self:
+            # A thread of the writer's came to this number; it must not wait for its own writer.
+            self._objects.before(lambda *_: threading.current_thread() is self, self._stop)
+            return
         self._stopped.set()
         assert self._go_on.wait(60)
 
