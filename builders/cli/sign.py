@@ -142,6 +142,8 @@ def _open(url: str | None, digest: str) -> tuple[Store, str]:
 
 def _show(found: EvidenceVerdict, console: Console) -> None:
     """Every statement with what was verified; then what is wrong."""
+    from planyard.core.findings import failures
+
     console.title(f"evidence of {found.image}, version {found.version}, until {found.expires}")
     rows = [
         (each.predicate_type, each.subject, "signature, type, subject", each.says or "-")
@@ -153,5 +155,7 @@ def _show(found: EvidenceVerdict, console: Console) -> None:
     for finding in found.findings:
         line = f"{finding.where}: {finding.message} [{finding.rule}]".removeprefix(": ")
         (console.error if finding.severity == "fail" else console.warn)(line)
-    if not found.findings:
-        console.good(f"genuine; {len(found.plans)} plans are covered, every cell passed")
+    if not failures(tuple(found.findings)):
+        warned = f", {len(found.findings)} warnings" if found.findings else ""
+        plans = len(found.plans)
+        console.good(f"genuine; {plans} plans are covered, every cell passed{warned}")
