@@ -277,7 +277,9 @@ class Smoking:
                 "shapes": input_shapes(spec.inputs, spec.profiles[cell.profile]),
                 "backend": cell.backend,
                 "gpu": [(gpu.sm, gpu.driver) for gpu in self.gpus if gpu.sm == cell.sm],
-                "gates": msgspec.to_builtins(gates_of_cell(self.matrix.gates, cell.id)),
+                "gates": msgspec.to_builtins(
+                    gates_of_cell(self.matrix.gates, cell.id), enc_hook=int
+                ),
                 "pins": pins_as_text(self.matrix.pins),
                 "tolerance": msgspec.to_builtins(tolerance),
                 "smoke": msgspec.to_builtins(self.matrix.smoke, enc_hook=int),

@@ -17,9 +17,10 @@ from builders.smoking import Smoking, digest_of_judge
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError
 from planyard.core.findings import failures
-from planyard.core.matrix_smoke import GateChange
+from planyard.core.matrix_smoke import GateChange, UtilizationFloor
 from planyard.core.reader import LoadedMatrix
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
+from planyard.core.units import ByteSize
 from planyard.edge.docker import Container, Ended
 from planyard.edge.gpu import LocalGpu
 from tests import small_site
@@ -357,3 +358,11 @@ def test_a_gate_is_off_for_some_cells(place: Place) -> None:
     matrix = msgspec.structs.replace(place.loaded.matrix, gates=gates)
     assert place.smoke(CPU_8, matrix=matrix).gates["logs"] == "passed"
     assert place.smoke(GPU_8, matrix=matrix, gpus=(ADA,)).gates["logs"] == "off"
+
+
+def test_a_floor_of_device_memory_is_part_of_what_a_verdict_depends_on(place: Place) -> None:
+    floor = UtilizationFloor(memory=ByteSize(1 << 20))
+    gates = msgspec.structs.replace(place.loaded.matrix.gates, utilization_floor=floor)
+    matrix = msgspec.structs.replace(place.loaded.matrix, gates=gates)
+    assert place.smoke(CPU_8).verdict == place.smoke(CPU_8, matrix=matrix).verdict == "passed"
+    assert len(place.ran) == 2
