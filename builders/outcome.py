@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from builders.audit import check_budget
+from builders.audit.budget import check_budget
 from planyard.core.cells import plan_cells
 from planyard.core.report import BuildReport, ImageOutcome
 

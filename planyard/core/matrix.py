@@ -23,6 +23,7 @@ from planyard.core.matrix_fields import (
     InputShape,
     Name,
     PathInImage,
+    PathPattern,
     PinnedPackage,
     PythonMinor,
     Reason,
@@ -110,6 +111,15 @@ class Budget(_Part, frozen=True, kw_only=True):
     """The largest compressed layer: what bounds a parallel pull."""
 
 
+class Accepted(_Part, frozen=True, kw_only=True):
+    """A finding of the image audit that is meant: the rule, where it holds, and why."""
+
+    rule: Name
+    """Without `image.` in front: `setuid`, `header-files`."""
+    path: PathPattern = "*"
+    reason: Reason
+
+
 class Image(_Part, frozen=True, kw_only=True):
     """An image to build: a stage of a Dockerfile, its wheels, its budget."""
 
@@ -133,6 +143,8 @@ class Image(_Part, frozen=True, kw_only=True):
     """The interpreter inside the image that runs the smoke script."""
     smoke: OwnSmoke | None = None
     admission: AdmissionSpec = AdmissionSpec()
+    accept: tuple[Accepted, ...] = ()
+    """What the audit finds in it and is meant to be there (docs/image-audit.md)."""
 
 
 class WheelSource(_Part, frozen=True, kw_only=True):

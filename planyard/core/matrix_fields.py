@@ -66,6 +66,9 @@ PathInImage = Annotated[
         description="an absolute path inside the image",
     ),
 ]
+PathPattern = Annotated[
+    str, Meta(min_length=1, description="a pattern over paths in the image, like /usr/include/*")
+]
 PinnedPackage = Annotated[
     str,
     Meta(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from builders.audit import check_budget
+from builders.audit.budget import check_budget
 from planyard.core.digest import digest_of_bytes
 from planyard.core.findings import failures
 from planyard.core.matrix import Budget
