@@ -224,6 +224,7 @@ def test_windows_of_real_noise_give_one_false_alarm_in_a_hundred(name: str, requ
         ("crowded", 10.0, 95),
         ("held-out", 5.0, 75),
         ("held-out", 10.0, 95),
+        ("alone", 10.0, 95),
     ],
 )
 def test_a_slowdown_is_found(name: str, slower: float, least_percent: float) -> None:
