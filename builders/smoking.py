@@ -94,6 +94,10 @@ class Smoking:
                 return other
         return None
 
+    def _is_reference(self, cell: Cell) -> bool:
+        reference = self.reference_of(cell)
+        return reference is not None and reference.id == cell.id
+
     def _why_not(self, cell: Cell) -> str:
         """Why a cell cannot run here; empty when it can."""
         if cell.image not in self.images:
@@ -130,15 +134,13 @@ class Smoking:
 
     def _kept_verdicts(self, cell: Cell, key: str) -> Iterator[bytes]:
         """Verdicts of this very run; a reference runs again when its golden is gone."""
-        reference, store = self.reference_of(cell), self.workspace.store
-        gates = gates_of_cell(self.matrix.gates, cell.id)
-        makes_golden = reference and reference.id == cell.id and gates.outputs
+        store, gates = self.workspace.store, gates_of_cell(self.matrix.gates, cell.id)
+        makes_golden = self._is_reference(cell) and gates.outputs
         if not makes_golden or has_golden(store, self._golden_key(cell)):
             yield from store.entries(_VERDICTS, key)
 
     def _run(self, cell: Cell) -> SmokeVerdict:
-        reference = self.reference_of(cell)
-        is_reference = reference is not None and reference.id == cell.id
+        reference, is_reference = self.reference_of(cell), self._is_reference(cell)
         if reference and not is_reference:
             self.smoke(reference)
         store = self.workspace.store
@@ -199,8 +201,7 @@ class Smoking:
         self, job: SmokeJob, run: SmokeRun, outputs: Arrays, *, accepted: Sequence[AcceptedRun]
     ) -> Evidence:
         cell, golden = job.cell, None
-        reference = self.reference_of(cell)
-        is_reference = reference is not None and reference.id == cell.id
+        reference, is_reference = self.reference_of(cell), self._is_reference(cell)
         if reference and not is_reference:
             golden = find_golden(self.workspace.store, self._golden_key(reference))
         pins, needed = pins_to_check(cell.backend, self.matrix.pins, own_command=run.own_command)

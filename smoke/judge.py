@@ -62,8 +62,8 @@ def judge(evidence: Evidence, *, gates: Gates, rules: RuleSet) -> SmokeVerdict:
     A run that ended with another code than 0, or by its time limit, fails whatever gates are off.
     `gates` are those of the run's cell.
     """
-    run = evidence.run
-    found = check_exit(run)
+    run, runs = evidence.run, _runs(evidence)
+    found = _each(runs, check_exit)
     verdicts: dict[str, Verdict | Literal["off"]] = {"exit": "failed" if found else "passed"}
     findings = list(found)
     for name, check in _checks(evidence, gates, rules).items():
@@ -95,14 +95,20 @@ def judge(evidence: Evidence, *, gates: Gates, rules: RuleSet) -> SmokeVerdict:
 def _checks(evidence: Evidence, gates: Gates, rules: RuleSet) -> dict[str, Check]:
     """The gates that apply to a run, by name. NVML has nothing to say of a run on the CPU."""
     run, backend = evidence.run, evidence.backend
+    runs, provider = _runs(evidence), PROVIDERS[backend][0]
     checks: dict[str, Check] = {
-        "logs": lambda: check_logs(run, rules=rules),
-        "providers": lambda: check_providers(run, backend_provider=PROVIDERS[backend][0]),
-        "placement": lambda: check_placement(
-            run,
-            cpu_operators=gates.cpu_operators,
-            memcpy_nodes=gates.memcpy_nodes,
-            backend_provider=PROVIDERS[backend][0],
+        "logs": lambda: _each(runs, lambda each: check_logs(each, rules=rules)),
+        "providers": lambda: _each(
+            runs, lambda each: check_providers(each, backend_provider=provider)
+        ),
+        "placement": lambda: _each(
+            runs,
+            lambda each: check_placement(
+                each,
+                cpu_operators=gates.cpu_operators,
+                memcpy_nodes=gates.memcpy_nodes,
+                backend_provider=provider,
+            ),
         ),
         "attention": lambda: check_attention(
             run, blocks=evidence.attention_blocks, unfused=gates.unfused_attention
@@ -121,6 +127,18 @@ def _checks(evidence: Evidence, gates: Gates, rules: RuleSet) -> dict[str, Check
         floor = gates.utilization_floor
         checks["utilization"] = lambda: check_utilization(run, floor=floor)
     return checks
+
+
+def _runs(evidence: Evidence) -> tuple[SmokeRun, ...]:
+    """The run, and the second one where there is one: that may have fallen back as well."""
+    return (evidence.run, evidence.again) if evidence.again else (evidence.run,)
+
+
+def _each(
+    runs: Sequence[SmokeRun], check: Callable[[SmokeRun], tuple[Finding, ...]]
+) -> tuple[Finding, ...]:
+    """What is found in any of the runs, said once."""
+    return tuple(dict.fromkeys(finding for run in runs for finding in check(run)))
 
 
 def check_exit(run: SmokeRun) -> tuple[Finding, ...]:

@@ -40,12 +40,16 @@ def gates_off(gates: Gates, cells: tuple[str, ...]) -> tuple[str, ...]:
 
     `latency` alone is off everywhere; `latency for rtx/*: reason` is off by a change.
     """
-    found = [name for name in GATE_NAMES if not getattr(gates, name)]
-    for change in gates.cells:
-        if any(fnmatch.fnmatchcase(cell, change.cells) for cell in cells):
-            found += [
-                f"{name} for {change.cells}: {change.reason}"
-                for name in GATE_NAMES
-                if getattr(change, name) is False
-            ]
-    return tuple(found)
+    if not cells:
+        return tuple(name for name in GATE_NAMES if not getattr(gates, name))
+    found = (_why_off(gates, name, cell) for name in GATE_NAMES for cell in cells)
+    return tuple(dict.fromkeys(filter(None, found)))
+
+
+def _why_off(gates: Gates, name: str, cell: str) -> str:
+    """What turned a gate off for a cell: the last change that speaks of it, else the default."""
+    for change in reversed(gates.cells):
+        said = getattr(change, name)
+        if said is not None and fnmatch.fnmatchcase(cell, change.cells):
+            return "" if said else f"{name} for {change.cells}: {change.reason}"
+    return "" if getattr(gates, name) else name

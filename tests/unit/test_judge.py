@@ -141,3 +141,17 @@ def test_a_second_run_may_take_a_slow_one_back() -> None:
     slow, fast = run_of(report_of(series=slower(10))), run_of(report_of())
     assert verdict_of(slow, again=fast).verdict == "passed"
     assert failed(verdict_of(slow, again=slow)) == {"latency"}
+
+
+@pytest.mark.parametrize("gate", ["exit", "logs", "providers", "placement"])
+def test_a_second_run_that_fell_back_fails_too(gate: str) -> None:
+    """The first was slow on the accelerator; the second is quick and did not use it."""
+    slow = run_of(report_of(series=slower(10)))
+    again, _ = BAD[gate]
+    assert failed(verdict_of(slow, again=again)) == {gate}
+
+
+def test_what_both_runs_say_is_said_once() -> None:
+    run = run_of(report_of(series=slower(10)), stderr=LOSS)
+    verdict = verdict_of(run, again=run)
+    assert [each.gate for each in verdict.findings].count("logs") == 1

@@ -15,7 +15,7 @@ from builders.workspace import Workspace
 from engines import index
 from planyard.core.digest import digest_of_bytes
 from planyard.core.gates import GATE_NAMES, gates_off
-from planyard.core.matrix_smoke import Gates
+from planyard.core.matrix_smoke import GateChange, Gates
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import SnapshotWritten
 from planyard.core.results import ImageRecord, SmokeVerdict
@@ -187,6 +187,17 @@ def test_comments_and_order_in_the_matrix_do_not_count(tmp_path: Path, site: Sit
 def test_a_gate_that_is_off_is_named(gate: str) -> None:
     assert gates_off(Gates(**{gate: False}), ()) == (gate,)
     assert gates_off(Gates(), ()) == ()
+
+
+def test_a_gate_that_a_later_change_turns_on_again_is_not_off() -> None:
+    rtx, cpu = "rtx/m/p/fp16/sm89", "ort-cpu/m/p/fp32/cpu"
+    off = GateChange(cells="rtx/*", reason="measured elsewhere", latency=False)
+    on = GateChange(cells="*/sm89", reason="measured here now", latency=True)
+    assert gates_off(Gates(cells=(off,)), (rtx, cpu)) == ("latency for rtx/*: measured elsewhere",)
+    assert gates_off(Gates(cells=(off,)), (cpu,)) == ()
+    assert gates_off(Gates(cells=(off, on)), (rtx, cpu)) == ()
+    assert gates_off(Gates(latency=False, cells=(on,)), (rtx, cpu)) == ("latency",)
+    assert gates_off(Gates(latency=False, cells=(on,)), (rtx,)) == ()
 
 
 def test_every_gate_with_a_switch_can_be_named() -> None:
