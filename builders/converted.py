@@ -12,6 +12,8 @@ from builders.conversion import ConversionJob, ConvertedModel, conversion_of, co
 from builders.image import ImageOrder, load_image
 from builders.models import FetchedModel
 from builders.plan import failure_of
+from builders.shared_conversion import shared_conversion
+from builders.sharing import Sharing
 from builders.workspace import Workspace
 from planyard.core.cells import Cell
 from planyard.core.errors import PlanCompileError
@@ -41,10 +43,12 @@ def convert_models(
     compilers: Compilers,
     models: Mapping[str, FetchedModel],
     workspace: Workspace,
+    sharing: Sharing | None = None,
 ) -> tuple[dict[str, ConvertedModel], tuple[PlanFailure, ...]]:
     """The converted model of each cell that serves one, by cell id, and the cells without.
 
-    `compilers` are those of the images by name; cells of an image that has none are left out.
+    `compilers` are those of the images by name; cells of an image that has none are left out. With
+    `sharing`, what another build on the store converts is not converted here.
     """
     found: dict[Key, ConvertedModel | PlanCompileError] = {}
     converted: dict[str, ConvertedModel] = {}
@@ -55,7 +59,12 @@ def convert_models(
         key = (cell.image, cell.model, cell.precision)
         if key not in found:
             found[key] = _convert(
-                cell, matrix=matrix, compilers=compilers, models=models, workspace=workspace
+                cell,
+                matrix=matrix,
+                compilers=compilers,
+                models=models,
+                workspace=workspace,
+                sharing=sharing,
             )
         result = found[key]
         if isinstance(result, PlanCompileError):
@@ -72,6 +81,7 @@ def _convert(
     compilers: Compilers,
     models: Mapping[str, FetchedModel],
     workspace: Workspace,
+    sharing: Sharing | None,
 ) -> ConvertedModel | PlanCompileError:
     order, compiler = compilers[cell.image]
     spec = matrix.models[cell.model]
@@ -95,6 +105,10 @@ def _convert(
         workspace.console.step(f"bring {cell.model} to {cell.precision}") as step,
     ):
         try:
-            return converted_model(job, workspace=workspace, scratch=scratch, step=step)
+            if sharing is None or sharing.place is None:
+                return converted_model(job, workspace=workspace, scratch=scratch, step=step)
+            return shared_conversion(
+                job, workspace=workspace, scratch=scratch, step=step, sharing=sharing
+            )
         except PlanCompileError as error:
             return error

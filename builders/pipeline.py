@@ -11,17 +11,22 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
+
+import msgspec
 
 from builders.conversion import ConvertedModel
-from builders.converted import convert_models, needs_converter
-from builders.image import ImageOrder, Inspect, load_image, make_image, order_image
+from builders.converted import convert_models
+from builders.image import ImageOrder, load_image
+from builders.making_images import compiles_here, make_missing_images
 from builders.models import FetchedModel, fetch_model
 from builders.outcome import report_build
 from builders.plan import CompileJob, PlanOrder, compile_plans, order_plans, stored_plan
-from builders.probing import probe_image
+from builders.sharing import Sharing, Wanted, is_sent, send_plan
 from builders.smoking import Smoking
 from builders.snapshots import write_snapshots
 from builders.workspace import Workspace
+from engines import index
 from planyard.core.cells import Cell, CompileGroup, compile_groups, expand, plan_cells, select
 from planyard.core.compat import load_compat, pinned_version
 from planyard.core.errors import ImageBuildError
@@ -29,7 +34,6 @@ from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import BuildReport, PlanFailure, SnapshotWritten, WaitingCell
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
-from planyard.edge.gpu import local_gpus
 
 AWAITING_GPU = "awaiting a GPU runner: classic TensorRT compiles on a GPU of the cell's own SM"
 
@@ -55,6 +59,11 @@ class Build:
     verdicts: dict[str, SmokeVerdict] = field(default_factory=dict)
     snapshots: tuple[SnapshotWritten, ...] = ()
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @cached_property
+    def sharing(self) -> Sharing:
+        """How this build gets on with others on its store."""
+        return Sharing.of(self.workspace)
 
     @property
     def matrix(self) -> Matrix:
@@ -101,106 +110,103 @@ def start_build(loaded: LoadedMatrix, *, patterns: Sequence[str], workspace: Wor
 
 
 def make_images(work: Build) -> None:
-    """Every image the selected cells need, and the compilers of their plans.
-
-    An image that cannot be built ends its own cells; the others go on.
-    """
-    for name in _needed_images(work):
-        spec = work.matrix.images[name]
-        with work.timing(name):
-            try:
-                order = order_image(name, spec, matrix=work.matrix, workspace=work.workspace)
-                work.images[name], built = make_image(
-                    order, workspace=work.workspace, inspect=_probe(spec.python, work)
-                )
-                if spec.compiler and _compiles_here(name, work):
-                    order = order_image(
-                        name, spec, matrix=work.matrix, workspace=work.workspace, compiler=True
-                    )
-                    compiler, _ = make_image(order, workspace=work.workspace)
-                    work.compilers[name] = (order, compiler)
-            except ImageBuildError as error:
-                for line in error.log_tail:
-                    work.workspace.console.detail(f"  │ {line}")
-                work.workspace.console.error(f"{name}: {error.message}")
-                work.image_errors[name] = error
-                continue
-        if built:
-            work.built.add(name)
-
-
-def _needed_images(work: Build) -> list[str]:
-    """The images of the selected cells, and of the references that cells on a GPU here need."""
-    wanted = list(work.cells)
-    if local_gpus():
-        served = {(cell.model, cell.profile) for cell in work.cells if cell.sm is not None}
-        wanted += [
-            cell
-            for cell in work.all_cells
-            if cell.backend == "onnxruntime-cpu" and (cell.model, cell.profile) in served
-        ]
-    return list(dict.fromkeys(cell.image for cell in wanted))
-
-
-def _probe(python: str, work: Build) -> Inspect:
-    """Ask a new image for its versions while the engine still holds it."""
-
-    def ask(image: ImageRecord, reference: str) -> None:
-        probe_image(image, python=python, workspace=work.workspace, reference=reference)
-
-    return ask
-
-
-def _compiles_here(image: str, work: Build) -> bool:
-    """Classic TensorRT needs a GPU to compile; TensorRT for RTX and conversions do not."""
-    return work.matrix.images[image].backend == "tensorrt-rtx" or needs_converter(image, work.cells)
+    """Every image the selected cells need, and the compilers of their plans."""
+    make_missing_images(work)
 
 
 def make_plans(work: Build) -> None:
     """Every plan and converted model the selected cells need: found by recipe, or made now."""
-    for group in compile_groups(plan_cells(work.cells)):
-        if group.image in work.image_errors:
-            continue
-        with work.timing(group.image):
-            if not _compiles_here(group.image, work):
-                work.waiting += [
-                    WaitingCell(cell=cell.id, reason=AWAITING_GPU) for cell in group.cells
-                ]
-                continue
-            _make_group(group, work)
+    _compile_missing(work)
     work.converted, refused = convert_models(
         work.cells,
         matrix=work.matrix,
         compilers=work.compilers,
         models=_Models(work),
         workspace=work.workspace,
+        sharing=work.sharing,
     )
     work.failures += refused
 
 
-def _make_group(group: CompileGroup, work: Build) -> None:
+def _compile_missing(work: Build) -> None:
+    """Every plan the selected cells need; those that cannot be compiled here are waiting."""
+    wanted: list[Wanted[_PlanToMake]] = []
+    for group in compile_groups(plan_cells(work.cells)):
+        if group.image in work.image_errors:
+            continue
+        if compiles_here(group.image, work):
+            wanted += _wanted_plans(group, work)
+        else:
+            work.waiting += [WaitingCell(cell=cell.id, reason=AWAITING_GPU) for cell in group.cells]
+    work.sharing.each_once(
+        wanted,
+        find=lambda each: _find_plan(each, work),
+        make=lambda batch: _make_plans_of_group(batch, work),
+    )
+    work.plans = {cell.id: work.plans[cell.id] for cell in work.cells if cell.id in work.plans}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanToMake:
+    """A plan, and the group whose plans are compiled together."""
+
+    group: CompileGroup
+    order: PlanOrder
+
+
+def _wanted_plans(group: CompileGroup, work: Build) -> list[Wanted[_PlanToMake]]:
     order, compiler = work.compilers[group.image]
     packages = {wheel.name: wheel.version for wheel in order.recipe.wheels}
-    wanted: list[PlanOrder] = []
-    for plan in order_plans(group, matrix=work.matrix, compiler=compiler, packages=packages):
-        stored = stored_plan(plan, workspace=work.workspace)
-        if stored is not None:
-            work.plans[plan.cell.id] = stored
-        else:
-            wanted.append(plan)
+    together = f"{group.image} {group.model} {group.precision}"
+    return [
+        Wanted(
+            recipe=plan.digest,
+            what=f"plan {plan.cell.id}",
+            group=together,
+            order=_PlanToMake(group=group, order=plan),
+        )
+        for plan in order_plans(group, matrix=work.matrix, compiler=compiler, packages=packages)
+    ]
+
+
+def _find_plan(wanted: _PlanToMake, work: Build, *, may_be_near: bool = False) -> bool:
+    """Look for a plan that others see too. One that only the near store has is sent, if wanted."""
+    store, cell = work.workspace.store, wanted.order.cell
+    with work.timing(cell.image):
+        stored = stored_plan(wanted.order, workspace=work.workspace)
+    if stored is None:
+        return False
+    if not is_sent(store, index.PLANS, stored):
+        if not may_be_near:
+            return False
+        send_plan(store, stored)
+    work.plans[cell.id] = msgspec.structs.replace(stored, cell=cell.id)
+    return True
+
+
+def _make_plans_of_group(batch: Sequence[_PlanToMake], work: Build) -> None:
+    wanted = [each for each in batch if not _find_plan(each, work, may_be_near=True)]
     if not wanted:
         return
+    group = wanted[0].group
+    with work.timing(group.image):
+        _compile(group, tuple(each.order for each in wanted), work)
+
+
+def _compile(group: CompileGroup, orders: tuple[PlanOrder, ...], work: Build) -> None:
+    _, compiler = work.compilers[group.image]
     job = CompileJob(
         group=group,
-        orders=tuple(wanted),
+        orders=orders,
         model=_model(group.model, work),
         spec=work.matrix.models[group.model],
         settings=work.matrix.compile,
         image=load_image(compiler, workspace=work.workspace),
         python=work.matrix.images[group.image].python,
         version=pinned_version(work.matrix.pins, group.backend),
+        sharing=work.sharing,
     )
-    title = f"compile {len(wanted)} plans of {group.model} {group.precision}"
+    title = f"compile {len(orders)} plans of {group.model} {group.precision}"
     with work.workspace.console.step(title) as step:
         for result in compile_plans(job, workspace=work.workspace, step=step):
             if isinstance(result, PlanRecord):

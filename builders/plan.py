@@ -14,9 +14,11 @@ from typing import Any
 
 import msgspec
 
-from builders.conversion import INSIDE, ConversionJob, conversion_of, converted_model
+from builders.conversion import INSIDE, ConversionJob, conversion_of
 from builders.inside import Place, out_folder, run_inside
 from builders.models import FetchedModel, identity_of_model
+from builders.shared_conversion import shared_conversion
+from builders.sharing import Sharing
 from builders.workspace import Workspace
 from engines import header, index
 from engines.recipe import PlanRecipe, recipe_digest, recipe_inputs
@@ -54,6 +56,7 @@ class CompileJob:
     image: str
     python: str
     version: str
+    sharing: Sharing
 
 
 def order_plans(
@@ -93,9 +96,9 @@ def _recipe(
 
 
 def stored_plan(order: PlanOrder, *, workspace: Workspace) -> PlanRecord | None:
-    """A plan of this recipe that is in the store, under the cell that asks for it now."""
+    """A plan of this recipe that is in the store, as it was entered: for the cell of that build."""
     found = index.plans_of_recipe(workspace.store, order.digest)
-    return msgspec.structs.replace(found[0], cell=order.cell.id) if found else None
+    return found[0] if found else None
 
 
 def compile_plans(
@@ -133,7 +136,10 @@ def _prepared_model(job: CompileJob, *, workspace: Workspace, scratch: Path, ste
         python=job.python,
         settings=job.settings,
     )
-    return converted_model(conversion, workspace=workspace, scratch=scratch, step=step).path
+    converted = shared_conversion(
+        conversion, workspace=workspace, scratch=scratch, step=step, sharing=job.sharing
+    )
+    return converted.path
 
 
 def _compile(

@@ -31,7 +31,7 @@ from planyard.core.errors import InputError, IntegrityError, LookupMissError
 FSCK_SCHEMA = 1
 
 _TEMPORARY = re.compile(r"\..{1,40}\.[a-z0-9_]{8}")  # what files.atomic_write makes
-_BESIDE_OBJECTS = ("oci-layout", "images", "channels")
+_BESIDE_OBJECTS = ("oci-layout", "images", "channels", "leases")
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,6 +16,7 @@ import msgspec
 
 from engines.channels.history import PROMOTIONS
 from engines.channels.record import ChannelRecord, key_of_channel
+from engines.conversions import CONVERSIONS, ConversionRecord
 from engines.evidence.entries import EVIDENCE
 from engines.index import IMAGES, PLANS, SNAPSHOTS
 from engines.snapshot import Snapshot, from_json
@@ -28,9 +29,10 @@ VERDICTS = "verdicts"
 GOLDENS = "goldens"
 PROBES = "probes"
 LATENCIES = "latencies"
+LAYER_INDEXES = "layer-index"
 KINDS = (
     *(PLANS, IMAGES, SNAPSHOTS, EVIDENCE, PROMOTIONS, VERDICTS, GOLDENS, PROBES, LATENCIES),
-    *(CLAIMS, SWEEPS),
+    *(LAYER_INDEXES, CLAIMS, SWEEPS, CONVERSIONS),
 )
 
 _DIGESTS = re.compile(rb"sha256:[0-9a-f]{64}")
@@ -193,6 +195,18 @@ def _latency(_: str, document: bytes) -> Said:
     return Said(title=f"accepted latencies of {window.get('cell')}", key=digest_of_value(window))
 
 
+def _layer_index(key: str, _: bytes) -> Said:
+    return Said(title=f"index of layer {short(key)}", subject=key, mentions=frozenset([key]))
+
+
+def _conversion(_: str, document: bytes) -> Said:
+    made = _decoder(ConversionRecord).decode(document)
+    blobs = tuple(filter(is_digest, made.files.values()))
+    return Said(  # kept while it is young: it can be made again
+        title="converted model", key=made.conversion, blobs=blobs, mentions=frozenset(blobs)
+    )
+
+
 def _claim(_: str, document: bytes) -> Said:
     claimed = _decoder(_Claim).decode(document).digests
     return Said(title="claim", mentions=frozenset(filter(is_digest, claimed)))
@@ -212,8 +226,10 @@ _READERS: dict[str, Callable[[str, bytes], Said]] = {
     GOLDENS: _golden,
     PROBES: _probe,
     LATENCIES: _latency,
+    LAYER_INDEXES: _layer_index,
     CLAIMS: _claim,
     SWEEPS: _sweep,
+    CONVERSIONS: _conversion,
 }
 
 

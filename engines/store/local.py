@@ -33,7 +33,6 @@ _NOT_REGULAR = (errno.ELOOP, errno.ENXIO, errno.EISDIR)  # a link, socket, folde
 _TEMPORARY = re.compile(r"\..{1,40}\.[a-z0-9_]{8}")  # what files.atomic_write makes
 _PIECE_BYTES = 1 << 20
 _RANGE_BYTES = 9 << 20  # what a reader of chunks asks for at once comes without a copy
-_CHANNELS = "channels"
 
 
 class LocalObjects:
@@ -114,7 +113,7 @@ class LocalObjects:
 
     def pointer(self, name: str) -> Pointer | None:
         """A pointer as it is now."""
-        path = self.root / _CHANNELS / objects.checked_pointer_name(name)
+        path = self.root / objects.pointer_path(name)
         try:
             with open_regular(path, private=self._private) as file:
                 data = file.read(objects.POINTER_LIMIT_BYTES + 1) or b""
@@ -127,11 +126,11 @@ class LocalObjects:
 
     def move_pointer(self, name: str, data: bytes, *, expected: str | None) -> bool:
         """Compare and swap under a lock on the folder's file `.lock`."""
-        path = self.root / _CHANNELS / objects.checked_pointer_name(name)
+        path = self.root / objects.pointer_path(name)
         objects.checked_pointer_data(data)
         with _reporting(f"{path} could not be moved"):
             self._settling.settle()
-            folder = self.folder(_CHANNELS)
+            folder = self.folder(path.parent.name)
             with files.exclusive_lock(folder / ".lock", on_wait=lambda: None):
                 now = self.pointer(name)
                 if (now.token if now else None) != expected:
@@ -140,8 +139,8 @@ class LocalObjects:
         return True
 
     def pointers(self) -> Iterator[str]:
-        """The names of all pointers, sorted."""
-        names = _names(self.root / _CHANNELS)
+        """The names of all channels, sorted."""
+        names = _names(self.root / objects.CHANNELS)
         return iter([name for name in names if not name.startswith(".")])
 
     def sweep(self, *, older_than_seconds: float = DAY_SECONDS) -> int:

@@ -79,12 +79,13 @@ class MemoryObjects:
 
     def pointer(self, name: str) -> Pointer | None:
         """A pointer as it is now."""
-        data = self.pointed.get(objects.checked_pointer_name(name))
+        objects.pointer_path(name)
+        data = self.pointed.get(name)
         return None if data is None else Pointer(data=data, token=digest_of_bytes(data))
 
     def move_pointer(self, name: str, data: bytes, *, expected: str | None) -> bool:
         """Compare and swap, under a lock."""
-        objects.checked_pointer_name(name)
+        objects.pointer_path(name)
         objects.checked_pointer_data(data)
         with self._lock:
             now = self.pointer(name)
@@ -94,8 +95,8 @@ class MemoryObjects:
             return True
 
     def pointers(self) -> Iterator[str]:
-        """The names of all pointers, sorted."""
-        return iter(sorted(self.pointed))
+        """The names of all channels, sorted."""
+        return iter(sorted(each for each in self.pointed if not objects.is_lease_table(each)))
 
 
 def pieces_of(source: bytes | Iterable[bytes] | Path) -> Iterator[bytes]:

@@ -22,6 +22,7 @@ class MirroredStore:
 
     def __init__(self, *, near: LocalStore, far: ObjectStore) -> None:
         self.near, self.far = near, far
+        self._far_entries: dict[tuple[str, str], set[str]] = {}
 
     @property
     def url(self) -> str:
@@ -77,12 +78,22 @@ class MirroredStore:
 
     def entries(self, kind: str, key: str) -> Iterator[bytes]:
         """The documents of a key in either store, in the order of their digests."""
-        near, far = self.near.entries(kind, key), self.far.entries(kind, key)
+        near, far = self.near.entries(kind, key), self._noted(kind, key)
         last = None
         for document in heapq.merge(near, far, key=digest_of_bytes):
             if document != last:
                 yield document
             last = document
+
+    def far_has(self, kind: str, key: str, document: bytes) -> bool:
+        """Whether the far store had an entry when all entries of its key were last read here."""
+        return digest_of_bytes(document) in self._far_entries.get((kind, key), ())
+
+    def _noted(self, kind: str, key: str) -> Iterator[bytes]:
+        seen = self._far_entries[kind, key] = set()
+        for document in self.far.entries(kind, key):
+            seen.add(digest_of_bytes(document))
+            yield document
 
     def keys(self, kind: str) -> Iterator[str]:
         """The keys of a kind in either store, sorted."""

@@ -28,6 +28,10 @@ INDEX = "index/"
 AREAS = (BLOBS, PACKS, MAPS, INDEX)
 """Where objects lie; everything in a store below another name is no object."""
 
+CHANNELS = "channels/"
+LEASES = "leases/"
+"""Where pointers lie: channels, and the tables of leases (`leases.py`), which nobody lists."""
+
 _HEX = "[0-9a-f]{64}"
 _NAME = re.compile(
     rf"(?:blobs/sha256/|packs/{_HEX}/|maps/{_HEX}/|index/[a-z][a-z0-9-]{{0,31}}/{_HEX}/)"
@@ -37,6 +41,11 @@ _PREFIX = re.compile(
     rf"blobs/sha256/|(?:packs|maps)/(?:{_HEX}/)?|index/(?:[a-z][a-z0-9-]{{0,31}}/(?:{_HEX}/)?)?"
 )
 _POINTER = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+_LEASE_TABLE = re.compile(rf"{LEASES}[0-9a-f]{{2}}")
+
+
+class NoCompareAndSwapError(StoreError):
+    """The place cannot promise that of two who move a pointer only one wins."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,13 +135,13 @@ class Objects(Protocol):
         """Make a pointer hold `data` if its token is still `expected` (None: there is none yet).
 
         False when somebody else moved it first; then nothing changed. Of any number of callers
-        with one `expected` exactly one gets True. Raises StoreError where the place cannot promise
-        that.
+        with one `expected` exactly one gets True. Raises NoCompareAndSwapError where the place
+        cannot promise that.
         """
         ...
 
     def pointers(self) -> Iterator[str]:
-        """The names of all pointers, sorted."""
+        """The names of all channels, sorted; tables of leases are not among them."""
         ...
 
 
@@ -174,10 +183,28 @@ def is_name(name: str) -> bool:
 
 def checked_pointer_name(name: str) -> str:
     """`name` itself; raises InputError unless it is a short lower-case word."""
-    if not _POINTER.fullmatch(name):
+    if not is_channel_name(name):
         rule = "a to z, 0 to 9, dot, dash and underscore, at most 63, the first no sign"
         raise InputError([f"{name[:80]!r} is not the name of a channel: write {rule}"])
     return name
+
+
+def is_channel_name(name: str) -> bool:
+    """Whether `name` can be the name of a channel."""
+    return _POINTER.fullmatch(name) is not None
+
+
+def is_lease_table(name: str) -> bool:
+    """Whether a pointer is a table of leases, not a channel."""
+    return _LEASE_TABLE.fullmatch(name) is not None
+
+
+def pointer_path(name: str) -> str:
+    """Where a pointer lies: `leases/ab` there, every other name below `channels/`.
+
+    Raises InputError for a name that is neither. No channel has a `/` in its name.
+    """
+    return name if is_lease_table(name) else CHANNELS + checked_pointer_name(name)
 
 
 def checked_pointer_data(data: bytes) -> bytes:

@@ -154,7 +154,7 @@ class OCIObjects:
     def pointers(self) -> Iterator[str]:
         """The names of all channels, sorted."""
         found = (tag.removeprefix(oci_names.CHANNEL) for tag in self._tags(oci_names.CHANNEL))
-        return iter(sorted({each for each in found if _is_pointer_name(each)}))
+        return iter(sorted({each for each in found if objects.is_channel_name(each)}))
 
     def referrers(self, image: str) -> list[dict[str, Any]]:
         """Descriptors of what refers to an image: what oras or cosign would find."""
@@ -277,10 +277,3 @@ class OCIObjects:
             message = f"{self.url}: the registry does not delete"
             mend = "allow it (REGISTRY_STORAGE_DELETE_ENABLED=true in distribution's registry)"
             raise StoreError(message, mend=mend)
-
-
-def _is_pointer_name(name: str) -> bool:
-    try:
-        return bool(objects.checked_pointer_name(name))
-    except InputError:
-        return False

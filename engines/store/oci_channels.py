@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 
 from engines.store import objects, oci_names
-from engines.store.objects import Pointer
+from engines.store.objects import NoCompareAndSwapError, Pointer
 from engines.store.protocol import verified
 from planyard.core.digest import digest_of_bytes, is_digest
 from planyard.core.errors import StoreError
@@ -34,7 +34,7 @@ class Channels:
 
     def pointer(self, name: str) -> Pointer | None:
         """A channel as it is now; None when there is none."""
-        tag = oci_names.CHANNEL + objects.checked_pointer_name(name)
+        tag = self._tag(name)
         manifest = self._registry.manifest(tag)
         if manifest is None:
             return None
@@ -48,12 +48,12 @@ class Channels:
 
     def move(self, name: str, data: bytes, *, expected: str | None) -> bool:
         """Read, compare, put, read back; StoreError unless there is only one writer."""
-        tag = oci_names.CHANNEL + objects.checked_pointer_name(name)
+        tag = self._tag(name)
         digest = digest_of_bytes(objects.checked_pointer_data(data))
         if not self._single_writer:
             message = f"{self._url}: two jobs that move {name} in a registry could both win"
             mend = "keep channels in an S3 or file store, or add ?single-writer=yes to the address"
-            raise StoreError(message, mend=f"{mend} if only one job ever promotes")
+            raise NoCompareAndSwapError(message, mend=f"{mend} if only one job ever promotes")
         manifest = oci_names.artifact_manifest(
             tag, layer=oci_names.layer_of(digest, len(data)), artifact_type=_TYPE
         )
@@ -66,6 +66,12 @@ class Channels:
                 self._registry.upload_blob(digest, size_bytes=len(data), body=data)
             self._registry.put_manifest(tag, manifest, media_type=IMAGE_MANIFEST)
             return self._registry.manifest(tag) == manifest
+
+    def _tag(self, name: str) -> str:
+        """The tag of a channel. Leases are for many writers, whatever the address says."""
+        if objects.is_lease_table(name):
+            raise NoCompareAndSwapError(f"{self._url}: a registry cannot compare and swap")
+        return oci_names.CHANNEL + objects.checked_pointer_name(name)
 
     def _layer(self, manifest: bytes, *, tag: str) -> tuple[str, int]:
         """The digest and size of a channel's document."""

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engines.store import objects, protocol, s3_swap
 from engines.store.memory import pieces_of
-from engines.store.objects import Listed, Pointer
+from engines.store.objects import Listed, NoCompareAndSwapError, Pointer
 from engines.store.s3_upload import PART_BYTES, Blocks, Proof, Uploads, file_blocks, reading
 from planyard.core.errors import InputError, StoreError
 from planyard.edge.s3 import BrokenError, Patience, RefusedError
@@ -30,7 +30,6 @@ SINGLE_BYTES = 32 << 20
 """Bytes at hand up to this size are sent in one request."""
 
 _TRIES = 4
-_CHANNELS = "channels/"
 _URL = re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?")
 _PREFIX = re.compile(r"(?:[A-Za-z0-9_-][A-Za-z0-9._-]*/)*[A-Za-z0-9_-][A-Za-z0-9._-]*")
 _PREFIX_LIMIT = 512
@@ -159,30 +158,37 @@ class S3Objects:
         raise StoreError(f"{self._url}: {name} did not come whole", mend="try again")
 
     def move_pointer(self, name: str, data: bytes, *, expected: str | None) -> bool:
-        """Compare and swap, by one conditional write."""
+        """Compare and swap, by one conditional write.
+
+        Tables of leases spare the probe: where two win, something is made twice, and nothing lost.
+        """
         key = self._pointer_key(name)
         objects.checked_pointer_data(data)
+        if not objects.is_lease_table(name):
+            self._refuse_without_swap()
+        return s3_swap.swap(self.bucket, key, data, expected=expected)
+
+    def _refuse_without_swap(self) -> None:
         place = f"{self.bucket.endpoint or 'AWS'} {self.bucket.name}"
         if trouble := self._probes.trouble(place, lambda: probe_compare_and_swap(self)):
-            raise StoreError(
+            raise NoCompareAndSwapError(
                 f"{self._url}: channels need conditional writes, which {place} does not keep: "
                 f"{trouble}",
                 mend="keep channels in a directory, or on a server that keeps them (AWS S3, R2)",
             )
-        return s3_swap.swap(self.bucket, key, data, expected=expected)
 
     def pointers(self) -> Iterator[str]:
-        """The names of all pointers, sorted."""
-        start = self._prefix + _CHANNELS
+        """The names of all channels, sorted."""
+        start = self._prefix + objects.CHANNELS
         names = [one.key.removeprefix(start) for one in self.bucket.listing(start)]
-        return iter(sorted(filter(_is_pointer_name, names)))
+        return iter(sorted(filter(objects.is_channel_name, names)))
 
     def _key(self, name: str) -> str:
         objects.digest_of_name(name)
         return self._prefix + name
 
     def _pointer_key(self, name: str) -> str:
-        return f"{self._prefix}{_CHANNELS}{objects.checked_pointer_name(name)}"
+        return self._prefix + objects.pointer_path(name)
 
     def _check_bucket(self) -> None:
         """What is missing may be the whole bucket: asked once."""
@@ -308,12 +314,6 @@ def _check(digest: str, data: bytes | bytearray) -> None:
 def _length(body: Body, *, start: int, end: int | None) -> int:
     """How many bytes an answer must have."""
     return (body.total_bytes if end is None else min(end, body.total_bytes)) - start
-
-
-def _is_pointer_name(name: str) -> bool:
-    with contextlib.suppress(InputError):
-        return bool(objects.checked_pointer_name(name))
-    return False
 
 
 def _name(listed: Listed) -> str:

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from engines.store.objects import NoCompareAndSwapError
 from planyard.core.errors import StoreError
 from planyard.edge import files
 from planyard.edge.s3 import RefusedError, UnansweredError
@@ -145,6 +146,8 @@ def _put_if(bucket: Bucket, key: str, data: bytes, *, expected: str | None, word
     except UnansweredError:
         return _UNKNOWN
     except RefusedError as error:
+        if error.status == 501:
+            raise NoCompareAndSwapError(f"{key}: {error.message}") from error
         if error.status >= 500 or (error.retried and error.status in (404, 409, 412)):
             return _UNKNOWN  # an earlier try may have done it
         if error.status == 409:

@@ -12,6 +12,7 @@ from builders.baselines import Window, read_window, record_run
 from engines import index
 from engines.channels import moves as channels
 from engines.channels.moves import Mover
+from engines.conversions import find_conversion, put_conversion
 from engines.keeping.gc import GcReport, collect
 from engines.keeping.marking import Policy
 from engines.store import claims
@@ -186,6 +187,18 @@ def test_accepted_latencies_stay_and_hold_no_image(store):
     collect(store, KEEP_ONE)
     assert not any(is_there(store, old))
     assert read_window(store, window) == (run,)
+
+
+def test_a_converted_model_stays_while_it_is_young(store, tmp_path: Path):
+    """It can be made again, so nothing else keeps it."""
+    (tmp_path / "model.onnx").write_bytes(b"converted")
+    key = digest_of_bytes(b"what it was made from")
+    put_conversion(store, key, tmp_path, family=FAMILY)
+    collect(store, KEEP_ONE)
+    assert find_conversion(store, key) is not None
+    age(store.objects, 30 * DAY_SECONDS)
+    collect(store, KEEP_ONE)
+    assert find_conversion(store, key) is None
 
 
 def test_what_is_young_stays_with_all_it_names(store):
