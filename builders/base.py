@@ -1,15 +1,18 @@
 """Bases: a Debian root bootstrapped from a package list, or a registry reference as it stands.
 
 A Debian root has no shell, apt or dpkg: packages are only extracted, never configured. What was
-resolved (package, version, sha256) is recorded and kept until `--refresh-bases` resolves anew.
+resolved (package, version, sha256) is recorded and kept until `--refresh-bases` resolves anew. The
+root itself says what is in it as distroless images do, in /var/lib/dpkg/status.d: scanners know it.
 """
 
 from __future__ import annotations
 
 import fnmatch
+import io
 import os
 import re
 import tarfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -31,14 +34,39 @@ _FOREIGN = (
     "etc/fstab",
     "var/cache/*",
     "var/lib/apt*",
-    "var/lib/dpkg*",
+    "var/lib/dpkg/[!s]*",
+    "var/lib/dpkg/statoverride*",
+    "var/lib/dpkg/status",
+    "var/lib/dpkg/status-*",
     "var/log/*",
     "tmp/*",
 )
 _HOOK = """#!/bin/sh
 # Called by mmdebstrap with the new root: what apt resolved and checked, before it is cleaned away.
-cd "$1/var/cache/apt/archives" && sha256sum -- *.deb > "$(dirname "$0")/packages"
+# For each package its control file, and the sums of what it holds, settings included.
+set -eu
+umask 022
+scratch="$(dirname "$0")"
+cd "$1/var/cache/apt/archives"
+sha256sum -- *.deb > "$scratch/packages"
+cd "$1"
+mkdir -p var/lib/dpkg/status.d
+for deb in var/cache/apt/archives/*.deb; do
+    rm -rf "$scratch/control"
+    dpkg-deb --control "$deb" "$scratch/control"
+    name="$(dpkg-deb --field "$deb" Package)"
+    cp "$scratch/control/control" "var/lib/dpkg/status.d/$name"
+    sums="var/lib/dpkg/status.d/$name.md5sums"
+    : > "$sums"
+    [ ! -f "$scratch/control/md5sums" ] || cat "$scratch/control/md5sums" > "$sums"
+    [ ! -f "$scratch/control/conffiles" ] ||
+        sed -n 's|^/||p' "$scratch/control/conffiles" | xargs -r -d '\\n' md5sum -- >> "$sums"
+    chmod 644 "var/lib/dpkg/status.d/$name" "$sums"
+done
 """
+_STATUS = "var/lib/dpkg/status.d/"
+_SUMS = ".md5sums"
+_DOCUMENTATION = "usr/share/doc/"
 _DEB = re.compile(r"^([0-9a-f]{64})  ([a-z0-9][a-z0-9+.-]+)_([^_]+)_[a-z0-9]+\.deb$")
 
 
@@ -92,7 +120,9 @@ class BaseCache:
             hook = _write_hook(scratch)
             _mmdebstrap(spec, raw=raw, hook=hook, epoch_seconds=epoch, report=report)
             clean = scratch / "clean.tar"
-            filter_root(raw, clean, remove=(*_FOREIGN, *spec.remove), epoch_seconds=epoch)
+            remove = (*_FOREIGN, *spec.remove)
+            lists = package_lists(raw, remove=remove)
+            filter_root(raw, clean, remove=remove, epoch_seconds=epoch, lists=lists)
             base = ResolvedBase(
                 digest=files.digest_of_file(clean),
                 packages=packages_from_sums((scratch / "packages").read_text()),
@@ -111,6 +141,7 @@ class BaseCache:
             "spec": msgspec.to_builtins(spec),
             "epoch_seconds": self.epoch_seconds,
             "foreign": _FOREIGN,
+            "hook": _HOOK,
         }
         return self.folder / f"{digest_of_value(asked).removeprefix('sha256:')}.json"
 
@@ -160,12 +191,54 @@ def _mmdebstrap(
         ) from error
 
 
-def filter_root(raw: Path, clean: Path, *, remove: tuple[str, ...], epoch_seconds: int) -> None:
+def package_lists(raw: Path, *, remove: tuple[str, ...]) -> dict[str, bytes | None]:
+    """What the root's lists of packages say once `remove` is gone: lines of other files only.
+
+    A package of which nothing but documentation is left is None, and so are its sums: nobody has
+    to mend a program that is not there.
+    """
+    pattern = _any_of(remove)
+    found: dict[str, bytes | None] = {}
+    with tarfile.open(raw, encoding="utf-8") as source:
+        for member in source:
+            name = member.name.removeprefix("./")
+            if not (name.startswith(_STATUS) and name.endswith(_SUMS) and member.isreg()):
+                continue
+            body = source.extractfile(member)
+            lines = body.read().decode(errors="surrogateescape").splitlines() if body else []
+            kept = [line for line in lines if not pattern.match(line[34:])]
+            if _programs(lines) and not _programs(kept):
+                found[name] = found[name.removesuffix(_SUMS)] = None
+            else:
+                text = "".join(f"{line}\n" for line in kept)
+                found[name] = text.encode(errors="surrogateescape")
+    return found
+
+
+def _programs(lines: list[str]) -> bool:
+    """Whether a list names more than documentation."""
+    return any(not line[34:].startswith(_DOCUMENTATION) for line in lines)
+
+
+def _any_of(globs: tuple[str, ...]) -> re.Pattern[str]:
+    return re.compile("|".join(fnmatch.translate(glob) for glob in globs))
+
+
+def filter_root(
+    raw: Path,
+    clean: Path,
+    *,
+    remove: tuple[str, ...],
+    epoch_seconds: int,
+    lists: Mapping[str, bytes | None] | None = None,
+) -> None:
     """Copy a root's tar without what `remove` matches, in a normal form that digests equally.
 
     Nothing is extracted. A file that was removed and has other names lives on under the first.
+    `lists` are files with another content, or None for those that go.
     """
-    pattern = re.compile("|".join(fnmatch.translate(glob) for glob in remove))
+    pattern = _any_of(remove)
+    lists = lists or {}
     with (
         tarfile.open(raw, encoding="utf-8") as source,
         tarfile.open(clean, "w", format=tarfile.PAX_FORMAT, encoding="utf-8") as target,
@@ -176,6 +249,8 @@ def filter_root(raw: Path, clean: Path, *, remove: tuple[str, ...], epoch_second
         for member in source:
             member.name = name = member.name.removeprefix("./")
             if name in ("", ".") or name in seen:
+                continue
+            if lists.get(name, b"") is None:
                 continue
             if pattern.match(name):
                 removed[name] = member
@@ -189,4 +264,6 @@ def filter_root(raw: Path, clean: Path, *, remove: tuple[str, ...], epoch_second
                     content, moved[linked] = removed[linked], name
                     member.type, member.size, member.linkname = content.type, content.size, ""
             body = source.extractfile(content) if content.isreg() else None
+            if (listed := lists.get(name)) is not None:
+                member.size, body = len(listed), io.BytesIO(listed)
             target.addfile(normalise_member(member, epoch_seconds=epoch_seconds), body)

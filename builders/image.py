@@ -12,8 +12,10 @@ from pathlib import Path
 
 import msgspec
 
+from builders.audit.contents import ImageContents
+from builders.audit.known_layers import keep_index
 from builders.base import ResolvedBase
-from builders.closure import Contents, check_closure
+from builders.closure import image_closure
 from builders.context import context_digests, copy_context
 from builders.dockerfile import stage_text
 from builders.expectation import (
@@ -24,7 +26,7 @@ from builders.expectation import (
     stage_admission,
     wants_admission,
 )
-from builders.oci import StoredImage, store_image
+from builders.oci import store_image
 from builders.wheel_streams import WheelStreams
 from builders.wheels import Requirement, Wheel, read_lock
 from builders.workspace import Workspace
@@ -34,7 +36,6 @@ from planyard.core.cells import expand
 from planyard.core.compat import load_compat
 from planyard.core.digest import digest_of_value, short
 from planyard.core.errors import ImageBuildError, InputError
-from planyard.core.findings import Finding
 from planyard.core.matrix import Image, Matrix
 from planyard.core.results import ImageRecord
 from planyard.core.units import format_bytes
@@ -259,17 +260,27 @@ def _store(
     workspace: Workspace,
     step: Step,
 ) -> ImageRecord:
-    contents = Contents()
     stored = store_image(
         saved,
         store=workspace.store,
         scratch=saved.parent,
         epoch_seconds=workspace.epoch_seconds,
-        visit=contents.add_layer,
         progress=_counted(step),
         deflated=WheelStreams(workspace.wheels.path(wheel) for wheel in wheels),
     )
-    _refuse_incomplete(order, stored, contents)
+    contents = ImageContents(
+        image=stored.digest,
+        name=order.name,
+        config=stored.config,
+        layers=stored.indexes,
+        created_by=tuple(layer.created_by for layer in stored.layers),
+        metadata_bytes=stored.metadata_bytes,
+    )
+    if not contents.visible:
+        raise ImageBuildError(f"the build of {order.name} made an image without files")
+    for found in stored.indexes:
+        keep_index(workspace.store, found)
+    lazy = order.spec.lazy_libraries if order.name != order.spec.compiler else ()
     return ImageRecord(
         name=order.name,
         digest=stored.digest,
@@ -278,7 +289,7 @@ def _store(
         unpacked_bytes=stored.unpacked_bytes,
         layers=stored.layers,
         base=order.base.packages if order.base else (),
-        findings=_closure_findings(order, stored, contents),
+        findings=image_closure(contents, lazy_libraries=lazy),
     )
 
 
@@ -293,23 +304,6 @@ def _counted(step: Step) -> Callable[[int], None]:
             step.update(f"compressed {format_bytes(done)}")
 
     return add
-
-
-def _closure_findings(
-    order: ImageOrder, stored: StoredImage, contents: Contents
-) -> tuple[Finding, ...]:
-    variables = stored.config["config"].get("Env", [])
-    return check_closure(
-        contents,
-        image=order.name,
-        environment=dict(entry.split("=", 1) for entry in variables),
-        lazy_libraries=order.spec.lazy_libraries if order.name != order.spec.compiler else (),
-    )
-
-
-def _refuse_incomplete(order: ImageOrder, stored: StoredImage, contents: Contents) -> None:
-    if not stored.layers or not contents.paths:
-        raise ImageBuildError(f"the build of {order.name} made an image without files")
 
 
 def _read(root: Path, name: str) -> str:

@@ -41,6 +41,13 @@ class Compressor(Sink, Protocol):
         """Take a whole deflate stream."""
 
 
+class Reader(Protocol):
+    """Reads along what is written."""
+
+    def feed(self, piece: bytes, /) -> None:
+        """Look at the next bytes."""
+
+
 class Deflated(Protocol):
     """A file's content that lies somewhere as a deflate stream: its CRC-32, and the stream."""
 
@@ -60,10 +67,16 @@ class DeflatedFiles(Protocol):
 
 
 class HashingSink:
-    """Passes bytes on and digests them; spliced content is digested and not passed on."""
+    """Passes bytes on and digests them; spliced content is digested and not passed on.
 
-    def __init__(self, sink: Sink, *, progress: Progress | None = None) -> None:
+    `reader` is given everything.
+    """
+
+    def __init__(
+        self, sink: Sink, *, progress: Progress | None = None, reader: Reader | None = None
+    ) -> None:
         self._sink = sink
+        self._reader = reader
         self._sha256 = hashlib.sha256()
         self._position = 0
         self._progress = progress
@@ -77,6 +90,8 @@ class HashingSink:
         """Digest and pass on."""
         self._sha256.update(data)
         self._position += len(data)
+        if self._reader:
+            self._reader.feed(data)
         if self._progress:
             self._progress(len(data))
         if self._muted_bytes:
@@ -165,14 +180,16 @@ def rewrite_layer(
     epoch_seconds: int,
     progress: Progress | None = None,
     deflated: DeflatedFiles | None = None,
+    reader: Reader | None = None,
 ) -> LayerContents:
     """Copy an uncompressed layer tar in normal form; returns what was in it.
 
-    Content that `deflated` knows is not compressed again. Nothing is ever extracted: names and
-    links are text here, wherever they point. Raises tarfile.TarError for what is no whole tar.
+    Content that `deflated` knows is not compressed again. `reader` is given the
+    normal form. Nothing is ever extracted: names and links are text here, wherever they point.
+    Raises tarfile.TarError for what is no whole tar.
     """
     contents = LayerContents()
-    hashing = HashingSink(sink, progress=progress)
+    hashing = HashingSink(sink, progress=progress, reader=reader)
     with (
         tarfile.TarFile(fileobj=source, encoding=_ENCODING, copybufsize=_COPY_BYTES) as layer,
         tarfile.TarFile(

@@ -97,6 +97,7 @@ def _note_image(wanted: _ImageToMake, image: ImageRecord, work: Build) -> None:
         work.compilers[wanted.name] = (wanted.order, image)
     else:
         work.images[wanted.name] = image
+        work.orders[wanted.name] = wanted.order
 
 
 @contextmanager

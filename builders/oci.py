@@ -13,7 +13,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,9 +21,13 @@ from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import msgspec
 
+from builders.audit.layer_index import LayerReader, WatchFile
+from builders.audit.reading import default_watch
+from builders.audit.tar_headers import DamagedTarError
 from builders.layers import DeflatedFiles, LayerContents, Progress, rewrite_layer
 from builders.parallel_gzip import ParallelGzip
 from engines.store.protocol import Store
+from planyard.core.contents import LayerIndex
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import ImageBuildError
 from planyard.core.results import Layer
@@ -45,17 +49,25 @@ _CONFIG_FIELDS = (
     "Healthcheck",
 )
 _DOCUMENT_LIMIT_BYTES = 16 << 20
-Visit = Callable[[IO[bytes]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoredImage:
-    """An image in the store: its manifest's digest, its weight and its layers."""
+    """An image in the store: its manifest's digest, its weight and its layers.
+
+    `indexes` are those of the layers, in their order, made while they were written.
+    """
 
     digest: str
     config: dict[str, Any]
     layers: tuple[Layer, ...]
     pull_bytes: int
+    indexes: tuple[LayerIndex, ...]
+
+    @property
+    def metadata_bytes(self) -> int:
+        """Manifest and configuration."""
+        return self.pull_bytes - sum(layer.pull_bytes for layer in self.layers)
 
     @property
     def unpacked_bytes(self) -> int:
@@ -122,22 +134,23 @@ def store_image(
     store: Store,
     scratch: Path,
     epoch_seconds: int,
-    visit: Visit | None = None,
+    watch: WatchFile | None = None,
     progress: Progress | None = None,
     deflated: DeflatedFiles | None = None,
 ) -> StoredImage:
     """Put the image of the docker archive at `path` into the store; returns its identity.
 
-    `visit` is given each uncompressed layer, for checks of its contents; `progress` is told of
-    each piece that was written. Raises ImageBuildError for an archive that cannot be read whole.
+    `watch` looks into files as they pass; `progress` is told of each piece that was written.
+    Raises ImageBuildError for an archive that cannot be read whole.
     """
+    watch = watch or default_watch()
     with _readable(path.name), tarfile.open(path) as archive:
         saved = open_archive(archive)
         history = _layer_history(saved.config)
-        layers = []
+        layers, indexes = [], []
         for name in saved.layer_names:
             with saved.open_layer(name) as source:
-                layer = _store_layer(
+                layer, index = _store_layer(
                     cast("BinaryIO", source),
                     store=store,
                     scratch=scratch,
@@ -145,13 +158,12 @@ def store_image(
                     created_by=next(history, ""),
                     progress=progress,
                     deflated=deflated,
+                    reader=LayerReader(watch=watch),
                 )
-                if visit:
-                    source.seek(0)
-                    visit(source)
             layers.append(layer)
+            indexes.append(index)
         config = normal_config(saved.config, layers=layers, epoch_seconds=epoch_seconds)
-    return _store_manifest(config, layers=tuple(layers), store=store)
+    return _store_manifest(config, layers=tuple(layers), indexes=tuple(indexes), store=store)
 
 
 def _store_layer(
@@ -163,20 +175,27 @@ def _store_layer(
     created_by: str,
     progress: Progress | None,
     deflated: DeflatedFiles | None,
-) -> Layer:
+    reader: LayerReader,
+) -> tuple[Layer, LayerIndex]:
     packed = scratch / "layer.tar.gz"
     with packed.open("wb") as file:
         sink = ParallelGzip(file)
         try:
             contents: LayerContents = rewrite_layer(
-                source, sink, epoch_seconds=epoch_seconds, progress=progress, deflated=deflated
+                source,
+                sink,
+                epoch_seconds=epoch_seconds,
+                progress=progress,
+                deflated=deflated,
+                reader=reader,
             )
             sink.close()
         finally:
             sink.abort()
+    index = reader.finish(digest=sink.digest, diff_id=contents.diff_id, pulls=sink.pulls)
     store.put_blob(sink.digest, packed, take=True)
     packed.unlink(missing_ok=True)
-    return Layer(
+    layer = Layer(
         digest=sink.digest,
         diff_id=contents.diff_id,
         pull_bytes=sink.size_bytes,
@@ -184,6 +203,7 @@ def _store_layer(
         created_by=created_by,
         largest_files=contents.largest_files,
     )
+    return layer, index
 
 
 def normal_config(
@@ -211,7 +231,11 @@ def normal_config(
 
 
 def _store_manifest(
-    config: dict[str, Any], *, layers: tuple[Layer, ...], store: Store
+    config: dict[str, Any],
+    *,
+    layers: tuple[Layer, ...],
+    indexes: tuple[LayerIndex, ...],
+    store: Store,
 ) -> StoredImage:
     config_bytes = canonical_json(config)
     config_digest = digest_of_bytes(config_bytes)
@@ -226,7 +250,9 @@ def _store_manifest(
     store.put_blob(config_digest, [config_bytes])
     store.put_blob(digest, [manifest_bytes])
     pull_bytes = len(config_bytes) + len(manifest_bytes) + sum(each.pull_bytes for each in layers)
-    return StoredImage(digest=digest, config=config, layers=layers, pull_bytes=pull_bytes)
+    return StoredImage(
+        digest=digest, config=config, layers=layers, pull_bytes=pull_bytes, indexes=indexes
+    )
 
 
 def _descriptor(media_type: str, digest: str, size_bytes: int) -> dict[str, object]:
@@ -269,6 +295,8 @@ def _readable(name: str) -> Iterator[None]:
     """Turn what reading damaged tars and gzip streams raises into one clear error."""
     try:
         yield
+    except DamagedTarError as error:
+        raise ImageBuildError(f"a layer of the image cannot be read: {error.message}") from error
     except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, OverflowError) as error:
         message = f"the image's archive {name} cannot be read: {error}"
         raise ImageBuildError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from builders.audit.budget import check_budget
 from planyard.core.cells import plan_cells
 from planyard.core.report import BuildReport, ImageOutcome
 
@@ -51,7 +50,7 @@ def _outcome(name: str, work: Build) -> ImageOutcome:
         unpacked_bytes=image.unpacked_bytes,
         budget=budget,
         built=name in work.built,
-        findings=(*image.findings, *check_budget(image, spec.budget)),
+        findings=work.audits[name].findings,
         plans=sum(cell.id in work.plans for cell in mine),
         plans_wanted=len(plan_cells(mine)),
         smoke=dict(

@@ -15,6 +15,7 @@ from functools import cached_property
 
 import msgspec
 
+from builders.auditing import audit_images
 from builders.conversion import ConvertedModel
 from builders.converted import convert_models
 from builders.image import ImageOrder, load_image
@@ -29,6 +30,7 @@ from builders.workspace import Workspace
 from engines import index
 from planyard.core.cells import Cell, CompileGroup, compile_groups, expand, plan_cells, select
 from planyard.core.compat import load_compat, pinned_version
+from planyard.core.contents import ImageAudit
 from planyard.core.errors import ImageBuildError
 from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
@@ -47,6 +49,8 @@ class Build:
     cells: tuple[Cell, ...]
     all_cells: tuple[Cell, ...]
     images: dict[str, ImageRecord] = field(default_factory=dict)
+    orders: dict[str, ImageOrder] = field(default_factory=dict)
+    audits: dict[str, ImageAudit] = field(default_factory=dict)
     compilers: dict[str, tuple[ImageOrder, ImageRecord]] = field(default_factory=dict)
     built: set[str] = field(default_factory=set)
     image_errors: dict[str, ImageBuildError] = field(default_factory=dict)
@@ -110,8 +114,9 @@ def start_build(loaded: LoadedMatrix, *, patterns: Sequence[str], workspace: Wor
 
 
 def make_images(work: Build) -> None:
-    """Every image the selected cells need, and the compilers of their plans."""
+    """Every image the selected cells need, and the compilers of their plans; each is audited."""
     make_missing_images(work)
+    audit_images(work)
 
 
 def make_plans(work: Build) -> None:

@@ -17,6 +17,7 @@ from engines.node_labels import NodeLabels
 from engines.snapshot import Snapshot, any_json
 from engines.snapshot_diff import SnapshotDiff
 from planyard.core.cells import Cell, Dropped
+from planyard.core.contents import ImageAudit, ImageDiff
 from planyard.core.findings import Severity
 from planyard.core.report import BuildReport
 from planyard.core.schema import matrix_json_schema
@@ -58,14 +59,19 @@ class SnapshotsDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 def all_schemas() -> dict[str, dict[str, Any]]:
     """The matrix, every document that planyard prints, and the lines that smoke commands print."""
+    from builders.page.making import ReportWritten  # brings Jinja2, which other verbs must not pay
+
     documents: dict[str, Any] = {
         "build": BuildReport,
         "cells": CellsDocument,
         "channel-history": ChannelHistory,
         "channels": Channels,
+        "image-audit": ImageAudit,
+        "image-diff": ImageDiff,
         "labels": NodeLabels,
         "log-check": LogDocument,
         "promote": Move,
+        "report": ReportWritten,
         "sign": EvidenceSet,
         "smoke-line": SmokeLine,
         "snapshot": SnapshotsDocument,

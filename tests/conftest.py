@@ -25,13 +25,14 @@ import pytest
 from builders import setup
 from planyard.edge import docker, dockerd, gpu
 from planyard.edge.proc import find_program
+from tests.browser import why_no_chromium
 from tests.cosign_fixture import cosign_keys, cosign_program, make_key_pair  # noqa: F401
 from tests.debian import find_or_unpack
 from tests.places_oci import why_no_crane
 from tests.registry import serve_registry
 from tests.workspaces import Ran, Site, lay_out, share_store
 
-NEEDS = ("docker", "network", "s3", "registry", "cosign", "gpu")
+NEEDS = ("docker", "network", "s3", "registry", "cosign", "chromium", "gpu")
 BUILD_SECONDS = 1800
 
 
@@ -107,6 +108,7 @@ def why_missing(name: str) -> str:
         "network": _no_network,
         "s3": _no_s3,
         "registry": _no_registry,
+        "chromium": why_no_chromium,
         "gpu": _no_gpu,
     }
     return reasons[name]()

@@ -7,6 +7,7 @@ nothing about their own layer, wherever in it they stand.
 from __future__ import annotations
 
 import posixpath
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 from planyard.core.contents import ElfFacts, LayerFile, LayerIndex, SecretHit
 
 _HOPS = 40  # as many links as the kernel follows
+_DEEP = 64
+_ODD = re.compile(r"//|/\.{1,2}(?:/|$)|/$")
 
 
 class Placed(NamedTuple):
@@ -86,6 +89,25 @@ class ImageContents:
 
     def real_path(self, path: str) -> str:
         """`path` with every link in it replaced, as the kernel would; empty for a circle."""
+        if path.startswith("/") and path.count("/") < _DEEP and not _ODD.search(path):
+            folder, _, name = path.rpartition("/")
+            known = self._real_folders.get(folder)
+            if known is None:
+                known = self._real_folders[folder] = self.real_path(folder)
+            if not known:
+                return ""  # a circle
+            found = f"/{name}" if known == "/" else f"{known}/{name}"
+            placed = self.visible.get(found)
+            if placed is None or placed.file.kind != "link":
+                return found
+        return self._walk(path)
+
+    @cached_property
+    def _real_folders(self) -> dict[str, str]:
+        return {"": "/"}
+
+    def _walk(self, path: str) -> str:
+        """Link by link: the way that is always right."""
         parts = [part for part in path.split("/") if part][::-1]
         resolved, hops = "/", 0
         while parts:
@@ -112,12 +134,17 @@ class ImageContents:
 def _overlay(layers: tuple[LayerIndex, ...]) -> dict[str, Placed]:
     visible: dict[str, Placed] = {}
     for number, layer in enumerate(layers):
-        emptied = {*layer.emptied, *layer.hidden}
-        # What is no folder has nothing below it.
-        emptied |= {file.path for file in layer.files if file.kind != "folder"}
-        hidden = set(layer.hidden)
-        if visible and emptied:
-            gone = [path for path in visible if path in hidden or _is_below(path, emptied)]
+        if visible:
+            hidden = set(layer.hidden)
+            emptied = {*layer.emptied, *hidden}
+            # What is no folder has nothing below it.
+            emptied |= {file.path for file in layer.files if file.kind != "folder"}
+            is_gone = _Below(emptied)
+            gone = [
+                path
+                for path in visible
+                if path in hidden or is_gone[path.rpartition("/")[0] or "/"]
+            ]
             for path in gone:
                 del visible[path]
         for file in layer.files:
@@ -125,9 +152,14 @@ def _overlay(layers: tuple[LayerIndex, ...]) -> dict[str, Placed]:
     return visible
 
 
-def _is_below(path: str, folders: set[str]) -> bool:
-    while path != "/":
-        path = posixpath.dirname(path)
-        if path in folders:
-            return True
-    return False
+class _Below(dict[str, bool]):
+    """For each folder whether it, or one above it, is among these."""
+
+    def __init__(self, folders: set[str]) -> None:
+        super().__init__({"/": "/" in folders})
+        self._folders = folders
+
+    def __missing__(self, folder: str) -> bool:
+        above = folder.rpartition("/")[0] or "/"
+        found = self[folder] = folder in self._folders or self[above]
+        return found

@@ -46,7 +46,23 @@ def main() -> None:
 
 def add_verbs() -> None:
     """Add every verb to the application."""
-    from builders.cli import build, channels, log, look, sign, snapshot, store, tend
+    from builders.cli import (
+        audit,
+        build,
+        channels,
+        compare,
+        github,
+        init,
+        log,
+        look,
+        report,
+        sign,
+        snapshot,
+        store,
+        tend,
+    )
 
-    for module in (build, channels, log, look, sign, snapshot, store, tend):
+    making = (build, audit, compare, report, init)
+    keeping = (channels, sign, snapshot, store)
+    for module in (*making, look, *keeping, log, github, tend):
         module.add_to(app)

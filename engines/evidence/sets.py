@@ -15,7 +15,7 @@ from typing import Literal
 import msgspec
 
 from engines import index
-from engines.evidence import rules
+from engines.evidence import bills, rules
 from engines.evidence import statements as in_toto
 from engines.evidence.entries import (
     EVIDENCE_SCHEMA,
@@ -30,6 +30,7 @@ from engines.evidence.entries import (
 )
 from engines.evidence.rules import Listed, SetClaims
 from engines.evidence.statements import Statement
+from engines.sbom import SbomRecord, sbom_of_image
 from engines.snapshot import Snapshot
 from engines.store.protocol import Store
 from planyard.core.digest import digest_of_bytes
@@ -107,7 +108,9 @@ def sign_image(
             f"{store.url} has no snapshot of {image_digest} that names a cell: nothing to sign",
             mend="run `planyard build` first",
         )
-    statements = _statements(snapshots, _image_record(store, snapshots[0]))
+    statements = _statements(
+        snapshots, _image_record(store, snapshots[0]), sbom=sbom_of_image(store, image_digest)
+    )
     claims = SetClaims(
         image=image_digest,
         version=_next_version(store, image_digest, verifier=verifier, trusted=trusted_version),
@@ -171,6 +174,7 @@ def verify_image(
         findings=(
             *rules.findings_of(contents, gpu=gpu),
             *rules.findings_of_unsigned(contents, current, gpu=gpu),
+            *bills.unsigned_bill(contents.others, sbom_of_image(store, image_digest)),
         ),
         passed_over=tuple(passed_over),
     )
@@ -235,10 +239,14 @@ def _nothing_genuine(
     )
 
 
-def _statements(snapshots: Sequence[Snapshot], image: ImageRecord) -> tuple[Statement, ...]:
+def _statements(
+    snapshots: Sequence[Snapshot], image: ImageRecord, *, sbom: SbomRecord | None
+) -> tuple[Statement, ...]:
     """Every statement of the snapshots once; the image's provenance is that of the newest."""
-    first = in_toto.image_provenance(snapshots[0], image)
-    found = {in_toto.digest_of_statement(first): first}
+    first = [in_toto.image_provenance(snapshots[0], image)]
+    if sbom:
+        first.append(bills.sbom_statement(sbom, image_name=image.name))
+    found = {in_toto.digest_of_statement(each): each for each in first}
     for snapshot in snapshots:
         for statement in in_toto.statements_of(snapshot, image)[1:]:
             found.setdefault(in_toto.digest_of_statement(statement), statement)

@@ -16,6 +16,7 @@ import msgspec
 
 from engines.evidence.entries import EVIDENCE
 from engines.index import IMAGES, PLANS, SNAPSHOTS, read_manifest
+from engines.sbom import SBOMS, sbom_from_bytes
 from engines.snapshot import Snapshot, from_json
 from engines.store import objects as names
 from engines.store.copying import copy_blob
@@ -140,6 +141,8 @@ class _Copying:
                 continue
             self._records(snapshot)
             self._entry(SNAPSHOTS, image, document)
+        for document in self.source.entries(SBOMS, image):
+            self._bill(image, document)
         for document in self.source.entries(EVIDENCE, image):
             self._entry(EVIDENCE, image, document)
         tell()
@@ -176,6 +179,17 @@ class _Copying:
             for document in self.source.entries(kind, key):
                 if _digest_of_record(document) in mine:
                     self._entry(kind, key, document)
+
+    def _bill(self, image: str, document: bytes) -> None:
+        """A bill of materials: its documents, then the entry that names them."""
+        try:
+            for each in sbom_from_bytes(document, image=image).documents.values():
+                self._blob(each.digest, size_bytes=each.size_bytes)
+        except LookupMissError as error:
+            why = error.message
+            self.left_out.append(LeftOut(image=image, what="a bill of materials", why=why))
+        else:
+            self._entry(SBOMS, image, document)
 
     def _entry(self, kind: str, key: str, document: bytes) -> None:
         folder = f"{names.INDEX}{kind}/{key[7:]}/"

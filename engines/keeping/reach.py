@@ -19,6 +19,7 @@ from engines.channels.record import ChannelRecord, key_of_channel
 from engines.conversions import CONVERSIONS, ConversionRecord
 from engines.evidence.entries import EVIDENCE
 from engines.index import IMAGES, PLANS, SNAPSHOTS
+from engines.sbom import SBOMS, SbomRecord
 from engines.snapshot import Snapshot, from_json
 from engines.store.claims import CLAIMS, SWEEPS
 from planyard.core.digest import digest_of_value, is_digest, short
@@ -32,7 +33,7 @@ LATENCIES = "latencies"
 LAYER_INDEXES = "layer-index"
 KINDS = (
     *(PLANS, IMAGES, SNAPSHOTS, EVIDENCE, PROMOTIONS, VERDICTS, GOLDENS, PROBES, LATENCIES),
-    *(LAYER_INDEXES, CLAIMS, SWEEPS, CONVERSIONS),
+    *(LAYER_INDEXES, CLAIMS, SWEEPS, CONVERSIONS, SBOMS),
 )
 
 _DIGESTS = re.compile(rb"sha256:[0-9a-f]{64}")
@@ -159,6 +160,17 @@ def _evidence(key: str, _: bytes) -> Said:
     return Said(title=f"evidence of {short(key)}", subject=key, mentions=frozenset([key]))
 
 
+def _sbom(_: str, document: bytes) -> Said:
+    record = _decoder(SbomRecord).decode(document)
+    return Said(
+        title=f"bill of materials of {short(record.image)}",
+        key=record.image,
+        subject=record.image,
+        blobs=tuple(each.digest for each in record.documents.values()),
+        mentions=_mentions(document),
+    )
+
+
 def _promotion(_: str, document: bytes) -> Said:
     record = _decoder(ChannelRecord).decode(document)
     named = (record.image, record.evidence, *record.snapshots)
@@ -221,6 +233,7 @@ _READERS: dict[str, Callable[[str, bytes], Said]] = {
     IMAGES: _image,
     SNAPSHOTS: _snapshot,
     EVIDENCE: _evidence,
+    SBOMS: _sbom,
     PROMOTIONS: _promotion,
     VERDICTS: _verdict,
     GOLDENS: _golden,

@@ -26,7 +26,7 @@ EMPTY = b"{}"
 EMPTY_TYPE = "application/vnd.oci.empty.v1+json"
 OBJECT_TYPE = "application/octet-stream"
 NAME_ANNOTATION = "io.planyard.object"
-REFERRING_KINDS = ("evidence", "snapshots")
+REFERRING_KINDS = ("evidence", "sboms", "snapshots")
 """Index entries whose key is the digest of an image."""
 
 CHANNEL = "channel."

@@ -53,6 +53,8 @@ class GpuCode(msgspec.Struct, frozen=True, kw_only=True):
     machine: tuple[int, ...] = ()
     ptx: tuple[int, ...] = ()
     code_bytes: int = 0
+    sizes: dict[str, int] = {}
+    """Bytes by target, in NVIDIA's names: `sm_90a`, `compute_120f`."""
     sure: bool = True
     how: str = ""
 

@@ -42,6 +42,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--scratch", type=Path, help="a folder with room: --full needs 20 GB")
     parser.add_argument("--plans", type=Path, help="a folder with the three UNet plans: the store")
     parser.add_argument("--logs", action="store_true", help="also the log gate beside ripgrep")
+    parser.add_argument("--audit", type=Path, help="a built workspace: the audit beside dive")
+    parser.add_argument("--only-audit", action="store_true", help="leave all other figures out")
     parser.add_argument("--only-store", action="store_true", help="leave all other figures out")
     asked = parser.parse_args()
     asked.full = asked.full or asked.only_full
@@ -50,7 +52,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(asked: argparse.Namespace, scratch: Path) -> list[Section]:
     sections = []
-    if not (asked.only_full or asked.only_store):
+    if not (asked.only_full or asked.only_store or asked.only_audit):
         sections.append(_small(scratch / "small", rounds=max(asked.rounds, 3)))
     if asked.full:
         from tests.bench import full
@@ -60,6 +62,10 @@ def _measure(asked: argparse.Namespace, scratch: Path) -> list[Section]:
         from tests.bench import log_gate
 
         sections.append(log_gate.measure(scratch / "logs", rounds=3))
+    if asked.audit:
+        from tests.bench import image_audit
+
+        sections.append(image_audit.measure(scratch / "audit", workspace=asked.audit, rounds=7))
     if asked.plans:
         from tests.bench import store
 

@@ -46,7 +46,7 @@ class Figure:
 class Section:
     """A part of the document: figures of one run on one machine, and what to know about them."""
 
-    key: Literal["small", "full", "store", "logs"]
+    key: Literal["small", "full", "store", "logs", "audit"]
     title: str
     machine: str
     figures: Sequence[Figure]
@@ -77,7 +77,7 @@ def as_markdown(section: Section) -> str:
 def update_document(path: Path, section: Section) -> None:
     """Put a section into the document at `path`; the rest of it stays, also what stands behind."""
     text = path.read_text() if path.exists() else ""
-    kept = {key: _between(text, key) for key in ("small", "store", "logs", "full")}
+    kept = {key: _between(text, key) for key in ("small", "store", "logs", "audit", "full")}
     kept[section.key] = as_markdown(section)
     parts = [_TITLE]
     for key, body in kept.items():

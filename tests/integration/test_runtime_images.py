@@ -17,7 +17,9 @@ from typing import IO, Any
 
 import pytest
 
-from builders.closure import Contents, check_closure
+from builders.audit.contents import ImageContents
+from builders.audit.known_layers import known_index
+from builders.closure import check_closure
 from builders.image import load_image
 from builders.layers import DEFAULT_EPOCH_SECONDS
 from builders.workspace import Workspace
@@ -46,7 +48,7 @@ class Opened:
     record: ImageRecord
     config: dict[str, Any]
     listing: tuple[tarfile.TarInfo, ...]
-    contents: Contents
+    contents: ImageContents
 
     @property
     def environment(self) -> dict[str, str]:
@@ -58,13 +60,16 @@ def open_image(built: Built, name: str) -> Opened:
     digest = built.image(name)["digest"]
     record = next(each for each in all_images(store) if each.digest == digest)
     listing: list[tarfile.TarInfo] = []
-    contents = Contents()
+    indexes = []
     for layer in record.layers:
-        with unpacked(built.site, layer.digest) as file:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                listing += tar.getmembers()
-            file.seek(0)
-            contents.add_layer(file)
+        with (
+            unpacked(built.site, layer.digest) as file,
+            tarfile.open(fileobj=file, mode="r:") as tar,
+        ):
+            listing += tar.getmembers()
+        known = known_index(store, layer.digest, diff_id=layer.diff_id, pull_bytes=layer.pull_bytes)
+        assert known, f"the build left no index of {layer.digest}"
+        indexes.append(known)
     manifest = json.loads(store.read_blob(digest, limit_bytes=1 << 20))
     config = json.loads(store.read_blob(manifest["config"]["digest"], limit_bytes=1 << 20))
     return Opened(
@@ -72,7 +77,14 @@ def open_image(built: Built, name: str) -> Opened:
         record=record,
         config=config["config"],
         listing=tuple(listing),
-        contents=contents,
+        contents=ImageContents(
+            image=digest,
+            name=name,
+            config=config,
+            layers=tuple(indexes),
+            created_by=tuple(layer.created_by for layer in record.layers),
+            metadata_bytes=0,
+        ),
     )
 
 

@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from builders.closure import Contents
 from builders.layers import rewrite_layer
 from tests import tars
 
@@ -110,17 +109,6 @@ def test_when_and_how_it_was_written_does_not_count(
         info.mtime = time
         info.uname = info.gname = "other"
     assert rewrite(tars.tar(layer)) == one
-
-
-@given(layers)
-@settings(max_examples=60, deadline=None)
-def test_looking_through_a_layer_gives_clean_absolute_paths(layer: list[tars.Member]) -> None:
-    contents = Contents()
-    contents.add_layer(io.BytesIO(tars.tar(layer)))
-    for path in contents.paths:
-        assert path.startswith("/")
-        assert not {"..", "."} & set(path.split("/"))
-        contents.exists(path)
 
 
 @given(st.binary(max_size=3000))

@@ -43,6 +43,7 @@ ONLY_IN = {
     "pynvml": ("planyard/edge/nvml.py",),
     "boto3": ("planyard/edge/s3.py", "engines/store/s3.py"),
     "docker": ("planyard/edge/docker.py",),
+    "jinja2": ("builders/page/rendering.py",),
     "huggingface_hub": ("builders/model_sources.py",),
     "requests": ("planyard/edge/docker.py",),
     "rich": ("planyard/edge/console.py",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 import stat
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from builders.base import BaseCache, filter_root, packages_from_sums
+from builders.base import BaseCache, filter_root, package_lists, packages_from_sums
 from planyard.core.errors import ImageBuildError, IntegrityError
 from planyard.core.matrix import DebianBase
 from planyard.edge import proc
@@ -35,8 +36,11 @@ archives = root / "var/cache/apt/archives"
 archives.mkdir(parents=True)
 (archives / "tzdata_2026a-0+deb12u1_all.deb").write_bytes(b"tz")
 (archives / "libc6_1%3a2.36-9_amd64.deb").write_bytes(b"libc")
-subprocess.run([options["extract-hook"], str(root)], check=True)
 (root / "etc").mkdir()
+(root / "etc/ld.so.conf").write_text("include")
+(root / "var/lib/dpkg/info").mkdir(parents=True)
+(root / "var/lib/dpkg/status").write_text("")
+subprocess.run([options["extract-hook"], str(root)], check=True)
 (root / "etc/resolv.conf").write_text("of the building machine")
 (root / "etc/os-release").write_text(release + options["variant"])
 (root / "usr/share/man/man1").mkdir(parents=True)
@@ -45,13 +49,34 @@ with tarfile.open(target, "w") as tar:
     tar.add(root, ".")
 """
 
+# Does what dpkg-deb does with these packages: libc6 has a library, a page and a setting, tzdata a
+# page alone.
+FAKE_DPKG_DEB = f"""#!{sys.executable}
+import pathlib, sys
+deb = pathlib.Path(sys.argv[2]).read_text()
+name = {{"tz": "tzdata", "libc": "libc6"}}[deb]
+if sys.argv[1] == "--field":
+    print(name)
+    sys.exit()
+folder = pathlib.Path(sys.argv[3])
+folder.mkdir()
+(folder / "control").write_text(f"Package: {{name}}\\nVersion: 1\\nArchitecture: amd64\\n")
+sums = "%032d  usr/share/man/man1/ls.1\\n" % 1
+if name == "libc6":
+    sums += "%032d  lib/libc.so.6\\n" % 2
+    (folder / "conffiles").write_text("/etc/ld.so.conf\\nremove-on-upgrade /etc/old\\n")
+(folder / "md5sums").write_text(sums)
+"""
+STATUS = "var/lib/dpkg/status.d/"
+
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BaseCache:
     program = tmp_path / "bin" / "mmdebstrap"
     program.parent.mkdir()
-    program.write_text(FAKE)
-    program.chmod(0o755)
+    for path, text in ((program, FAKE), (program.with_name("dpkg-deb"), FAKE_DPKG_DEB)):
+        path.write_text(text)
+        path.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
@@ -76,6 +101,46 @@ def test_a_base_is_bootstrapped_recorded_and_found(cache: BaseCache) -> None:
     assert cache.find(SPEC) == base
     assert base.tag == f"planyard-base:{base.digest[7:19]}"
     assert sorted(path.suffix for path in cache.folder.iterdir()) == [".json", ".tar"]
+
+
+def test_a_base_lists_its_packages_as_scanners_look_for_them(cache: BaseCache) -> None:
+    base = cache.bootstrap(SPEC, report=lambda _: None)
+    found = {info.name: (info, body) for info, body in tars.read(cache.tar_path(base).read_bytes())}
+    below_dpkg = {name for name in found if name.startswith("var/lib/dpkg/")}
+    assert below_dpkg == {STATUS[:-1], f"{STATUS}libc6", f"{STATUS}libc6.md5sums"}
+    info, control = found[f"{STATUS}libc6"]
+    assert control == b"Package: libc6\nVersion: 1\nArchitecture: amd64\n"
+    assert (info.mode, info.mtime) == (0o644, 1000)
+    setting = hashlib.md5(b"include").hexdigest()
+    sums = found[f"{STATUS}libc6.md5sums"][1].decode().splitlines()
+    assert sums == [f"{2:032}  lib/libc.so.6", f"{setting}  etc/ld.so.conf"]
+
+
+def test_a_package_with_nothing_but_documentation_from_the_start_is_listed(tmp_path: Path) -> None:
+    raw = tmp_path / "raw.tar"
+    lines = {
+        "gcc-12-base": f"{1:032}  usr/share/doc/gcc-12-base/copyright\n",
+        "tar": f"{1:032}  bin/tar\n{2:032}  usr/share/doc/tar/copyright\n",
+        "empty": "",
+        "kept": f"{1:032}  bin/kept\n{2:032}  bin/tar\n",
+    }
+    members = [
+        tars.file(f"./{STATUS}{name}.md5sums", text.encode()) for name, text in lines.items()
+    ]
+    members += [tars.file(f"./{STATUS}{name}", b"Package: x\n") for name in lines]
+    raw.write_bytes(tars.tar(members))
+    lists = package_lists(raw, remove=("bin/tar",))
+    clean = tmp_path / "clean.tar"
+    filter_root(raw, clean, remove=("bin/tar",), epoch_seconds=1, lists=lists)
+    found = {info.name.removeprefix(STATUS): body for info, body in tars.read(clean.read_bytes())}
+    assert found == {
+        "gcc-12-base": b"Package: x\n",
+        "gcc-12-base.md5sums": lines["gcc-12-base"].encode(),
+        "empty": b"Package: x\n",
+        "empty.md5sums": b"",
+        "kept": b"Package: x\n",
+        "kept.md5sums": f"{1:032}  bin/kept\n".encode(),
+    }
 
 
 @pytest.mark.parametrize(

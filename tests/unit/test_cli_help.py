@@ -24,18 +24,25 @@ WITH_JSON = {
     *("build", "cells", "doctor", "image build", "log-check", "lookup", "plan build", "plan show"),
     *("channels", "promote", "rollback", "sign", "smoke", "snapshot show", "verify"),
     *("store copy", "store fsck", "store gc", "snapshot diff", "labels"),
+    *("image audit", "image diff", "image sbom", "init", "report", "node check"),
+    *(f"github {each}" for each in ("jobs", "images", "plans", "smoke", "judge")),
 }
 WITHOUT_A_RESULT = {"lock", "schema", "setup"}
 """They change files or the machine, and print nothing but progress."""
 WITH_MATRIX = {
     *("build", "cells", "channels", "image build", "lock", "plan build", "promote", "rollback"),
-    "smoke",
+    *("smoke", "image audit", "image diff", "image sbom", "report", "node check"),
+    *(f"github {each}" for each in ("jobs", "images", "plans", "smoke", "judge")),
 }
-WITH_SELECT = {"build", "cells", "image build", "plan build", "smoke"}
+WITH_SELECT = {
+    *("build", "cells", "image build", "plan build", "smoke", "node check"),
+    *(f"github {each}" for each in ("jobs", "images", "plans", "smoke", "judge")),
+}
 WITH_STORE = {
     *("build", "image build", "lookup", "plan build", "sign", "smoke", "snapshot show", "verify"),
     *("channels", "doctor", "promote", "rollback", "store fsck", "store gc"),
-    *("snapshot diff", "labels"),
+    *("snapshot diff", "labels", "image audit", "image diff", "image sbom", "report"),
+    *(f"github {each}" for each in ("images", "plans", "smoke", "judge")),
 }
 
 
@@ -116,8 +123,10 @@ def test_options_are_where_the_design_says(verbs, option, expected):
 
 def test_options_that_share_a_name_share_a_meaning(verbs):
     meanings: dict[str, set[str]] = {}
-    for command in verbs.values():
+    for words, command in verbs.items():
         for name, each in options(command).items():
+            if words == "report" and name == "--matrix":
+                continue  # it needs none, so it has no default there
             if name in ("--json", "--matrix", "--select", "--store", "--no-setup"):
                 meanings.setdefault(name, set()).add(each.help)
     assert {name: len(texts) for name, texts in meanings.items() if len(texts) > 1} == {}

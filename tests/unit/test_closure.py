@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import random
 import shutil
 import struct
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from builders.closure import Contents, check_closure, read_elf
+from builders.audit.contents import ImageContents
+from builders.closure import check_closure
 from planyard.core.findings import Finding, failures
 from tests import tars
+from tests.audited import contents_of
 
 LIB = "/usr/lib/x86_64-linux-gnu"
 
@@ -42,15 +43,8 @@ def elf(*needed: str, runpath: str = "", rpath: str = "") -> bytes:
     return header + segments + dynamic + strings
 
 
-def contents_of(*layers: Sequence[tars.Member]) -> Contents:
-    contents = Contents()
-    for layer in layers:
-        contents.add_layer(io.BytesIO(tars.tar(layer)))
-    return contents
-
-
 def check(
-    contents: Contents, *, lazy: Sequence[str] = (), env: Mapping[str, str] | None = None
+    contents: ImageContents, *, lazy: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> tuple[Finding, ...]:
     return check_closure(contents, image="rtx", environment=env or {}, lazy_libraries=lazy)
 
@@ -185,20 +179,17 @@ def test_a_library_is_reported_once() -> None:
 
 def test_a_layer_full_of_escapes_only_gives_names() -> None:
     contents = contents_of(tars.hostile())
-    assert all(path.startswith("/") and ".." not in path.split("/") for path in contents.paths)
+    assert all(path.startswith("/") and ".." not in path.split("/") for path in contents.visible)
 
 
 def test_a_real_program_of_this_machine_is_read() -> None:
     program = Path(shutil.which("env") or "/usr/bin/env").resolve()
-    with program.open("rb") as file:
-        found = read_elf(file, path="/usr/bin/env")
-    assert found is not None
+    found = contents_of([tars.file("usr/bin/env", program.read_bytes())]).elf_files["/usr/bin/env"]
     assert any(name.startswith("libc.") for name in found.needed)
 
 
 def test_our_own_elf_is_read_as_it_was_meant() -> None:
-    found = read_elf(io.BytesIO(elf("a", "b", runpath="/x:/y")), path="/p")
-    assert found is not None
+    found = contents_of([tars.file("p", elf("a", "b", runpath="/x:/y"))]).elf_files["/p"]
     assert (found.needed, found.search) == (("a", "b"), ("/x", "/y"))
 
 
@@ -210,5 +201,4 @@ def test_a_damaged_elf_file_never_ends_the_build() -> None:
         data = bytearray(plain[: random_bits.choice((len(plain), 70, 200, len(plain) - 9))])
         for _ in range(random_bits.randint(1, 8)):
             data[random_bits.randrange(4, len(data))] = random_bits.choice((0, 1, 127, 128, 255))
-        found = read_elf(io.BytesIO(bytes(data)), path="/p")
-        assert found is None or found.path == "/p"
+        check(contents_of([tars.file("p", bytes(data))]))

@@ -121,19 +121,23 @@ def test_an_empty_layer_stays_one() -> None:
 
 AUDITED_SCRIPT = """
 import io, sys
-from builders.closure import Contents
+from builders.audit.facts.watching import watch
+from builders.audit.layer_index import LayerReader
+from builders.audit.pull_map import PullMap
 from builders.layers import rewrite_layer
-import elftools.elf.elffile
 class Sink:
     def write(self, data): return sys.stdout.buffer.write(data)
 layer = io.BytesIO(sys.stdin.buffer.read())
+loads_its_rules = watch("/f", size_bytes=1, head=b"x")
+loads_its_rules.feed(b"x")
+loads_its_rules.finish()
 refused = ("open", "os.mkdir", "os.symlink", "os.link", "os.rename", "os.chmod", "os.chown")
 def audit(event, arguments):
     if event in refused: raise SystemExit(f"{event} {arguments}")
 sys.addaudithook(audit)
-rewrite_layer(layer, Sink(), epoch_seconds=0)
-layer.seek(0)
-Contents().add_layer(layer)
+reader = LayerReader(watch=watch)
+rewrite_layer(layer, Sink(), epoch_seconds=0, reader=reader)
+reader.finish(digest="", diff_id="", pulls=PullMap())
 """
 
 

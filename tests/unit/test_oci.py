@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from builders.audit.reading import read_layer
 from builders.oci import MANIFEST_TYPE, StoredImage, store_image
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import ImageBuildError
@@ -25,10 +27,7 @@ def put(
     tmp_path: Path, store: MemoryStore, *layers: bytes, epoch_seconds: int = 100, **options: Any
 ) -> StoredImage:
     archive = tars.docker_archive(tmp_path / "saved.tar", layers or (LOWER, UPPER), **options)
-    visit = options.pop("visit", None)
-    return store_image(
-        archive, store=store, scratch=tmp_path, epoch_seconds=epoch_seconds, visit=visit
-    )
+    return store_image(archive, store=store, scratch=tmp_path, epoch_seconds=epoch_seconds)
 
 
 def document(store: MemoryStore, digest: str) -> Any:
@@ -122,17 +121,21 @@ def test_gzipped_layers_are_the_same_layers(tmp_path: Path) -> None:
     assert plain == packed
 
 
-def test_each_layer_is_visited_uncompressed_and_from_its_start(tmp_path: Path) -> None:
-    archive = tars.docker_archive(tmp_path / "saved.tar", [gzip.compress(LOWER), UPPER])
-    seen: list[bytes] = []
-    store_image(
-        archive,
-        store=MemoryStore(),
-        scratch=tmp_path,
-        epoch_seconds=0,
-        visit=lambda layer: seen.append(layer.read()),
+def test_the_index_made_while_writing_is_the_one_that_reading_gives(tmp_path: Path) -> None:
+    store = MemoryStore()
+    noise = random.Random(9)
+    large = tars.tar(
+        [
+            tars.file(f"lib{number}.so", noise.randbytes(size) + bytes(size) + b"text" * size)
+            for number, size in enumerate((700_000, 3, 40_000, 250_000))
+        ]
     )
-    assert seen == [LOWER, UPPER]
+    image = put(tmp_path, store, LOWER, large, bytes(1024))
+    for layer, index in zip(image.layers, image.indexes, strict=True):
+        pieces = store.open_blob(layer.digest)
+        assert read_layer(pieces, digest=layer.digest, diff_id=layer.diff_id) == index
+        assert (index.pull_bytes, index.unpacked_bytes) == (layer.pull_bytes, layer.unpacked_bytes)
+    assert image.metadata_bytes == image.pull_bytes - sum(each.pull_bytes for each in image.layers)
 
 
 def test_an_image_without_history_is_an_image(tmp_path: Path) -> None:

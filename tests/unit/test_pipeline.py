@@ -18,6 +18,7 @@ from builders.workspace import Workspace
 from engines import index
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import ImageBuildError, IntegrityError, NothingSelectedError
+from planyard.core.findings import failures
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import BuildReport, exit_code
 from planyard.core.results import ImageRecord
@@ -304,6 +305,6 @@ def test_a_budget_that_is_passed_is_a_finding_of_a_finished_build(line: Line) ->
     text = path.read_text()
     path.write_text(text.replace("context: ours}\n", "context: ours, budget: {pull: 10 B}}\n", 1))
     report = line.again().build("cpu/*")
-    assert [finding.rule for finding in report.images[0].findings] == ["budget.pull"]
+    assert [each.rule for each in failures(report.images[0].findings)] == ["budget.pull"]
     assert exit_code(report) == 4
     assert report.images[0].smoke == {"passed": 2}
