@@ -1,4 +1,4 @@
-"""The sessions: `nox -s build`, `nox -s tests`, lint, typecheck, schema, bench.
+"""The sessions: `nox -s build`, `nox -s tests`, lint, typecheck, schema, lock, bench.
 
 Each has its own environment below .nox, with the Python that runs nox, planyard itself (editable)
 and the dependency groups of pyproject.toml. An environment is installed again when pyproject.toml,
@@ -54,11 +54,34 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def lint(session: nox.Session) -> None:
-    """Check style and format with ruff; `nox -s lint -- --fix` mends what can be mended."""
+    """Check style and format with ruff; `nox -s lint -- --fix` mends what can be mended.
+
+    Then the Dockerfile (hadolint) and the workflows (zizmor, actionlint).
+    """
     install(session, "lint")
     session.run("ruff", "check", *session.posargs)
     check = [] if "--fix" in session.posargs else ["--check"]
     session.run("ruff", "format", *check)
+    session.run("hadolint", "images/Dockerfile")
+    session.run("zizmor", "--offline", "--persona", "auditor", "--quiet", ".")
+    # actionlint's wheel fetches a binary from elsewhere; Go verifies what it builds.
+    program = session.run("python", "-m", "tests.go_programs", "actionlint", silent=True)
+    session.run(str(program).strip().splitlines()[-1], external=True)
+
+
+@nox.session(reuse_venv=True)
+def lock(session: nox.Session) -> None:
+    """Pin what the action installs beside planyard: write .github/requirements.txt."""
+    session.install("uv>=0.9")
+    target = HERE / ".github" / "requirements.txt"
+    build_system = Path(session.create_tmp()) / "build-system.in"
+    build_system.write_text("\n".join(PYPROJECT["build-system"]["requires"]) + "\n")
+    args = ["uv", "pip", "compile", "pyproject.toml", str(build_system), "--extra", "s3"]
+    args += ["--extra", "huggingface", "--universal", "--python-version", "3.11"]
+    args += ["--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
+    written = session.run(*args, silent=True)
+    first = "# What the action installs beside planyard, each by its hash: nox -s lock writes this."
+    target.write_text(f"{first}\n{written}")
 
 
 @nox.session(reuse_venv=True)
@@ -70,9 +93,10 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session(reuse_venv=True)
 def schema(session: nox.Session) -> None:
-    """Write docs/schemas from the types."""
+    """Write docs/schemas from the types, and docs/reference from the verbs and rules."""
     install(session)
     session.run("planyard", "schema", "docs/schemas")
+    session.run("python", "-m", "builders.reference", "docs/reference")
 
 
 @nox.session(reuse_venv=True)

@@ -7,7 +7,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from builders.memo import show_not_run
+from builders.github.annotations import (
+    annotate,
+    gpu_of,
+    gpus_missed,
+    place_of_cell,
+    place_of_finding,
+)
+from builders.memo import memo_path, show_not_run, state_of
 from planyard.core.units import format_bytes, format_seconds
 from planyard.edge import files
 from planyard.edge.console import Console
@@ -58,6 +65,9 @@ def close_build(
             matrix=matrix,
             options=options,
         )
+    else:
+        # Of an earlier build: the store now says otherwise, and a build has to say so again.
+        memo_path(state_of(matrix)).unlink(missing_ok=True)
     return code
 
 
@@ -104,14 +114,22 @@ def show_report(
     """Failures, findings, what nobody ran, and the table."""
     from planyard.core.report import TABLE_HEADER, findings_of, not_run, table_rows
 
+    for image in report.images:
+        if image.error:
+            annotate(f"{image.name}: {image.error}", ("images", image.name), loaded, console)
     for failure in report.plan_failures:
         for line in failure.log_tail[-12:]:
             console.detail(f"  │ {line}")
         console.error(f"{failure.cell}: {failure.message}")
+        place = place_of_cell(failure.cell)
+        annotate(f"{failure.cell}: {failure.message}", place, loaded, console)
     for finding in findings_of(report):
         _show_finding(finding, loaded=loaded, console=console)
     for waiting in report.waiting:
         console.warn(f"{waiting.cell}: {waiting.reason}")
+    if require_smoke:
+        for cell, reason in gpus_missed(report):
+            annotate(f"{cell} was not run: {reason}", ("gpus", gpu_of(cell)), loaded, console)
     show_not_run(
         [(each.cell, each.reason) for each in not_run(report)], console, required=require_smoke
     )
@@ -143,37 +161,33 @@ def _times(report: BuildReport) -> str:
 
 
 def _show_finding(finding: Finding, *, loaded: LoadedMatrix, console: Console) -> None:
-    line, column = loaded.where(place_of_finding(finding))
     show = console.error if finding.severity == "fail" else console.warn
     show(f"{finding.where}: {finding.message} [{finding.rule}]")
     for each in finding.evidence:
         console.detail(f"    {each}")
-    if console.github:
-        console.annotate(
-            f"{loaded.name}:{line}:{column} {finding.where}: {finding.message}",
-            level="error" if finding.severity == "fail" else "warning",
-        )
-
-
-def place_of_finding(finding: Finding) -> tuple[str | int, ...]:
-    """The key of the matrix that a finding is about."""
-    image, *rest = finding.where.split("/")
-    if finding.gate == "budget":
-        return ("images", image, "budget", finding.rule.removeprefix("budget."))
-    if len(rest) >= 2:
-        return ("models", rest[0], "profiles", rest[1])
-    return ("images", image)
+    annotate(
+        f"{finding.where}: {finding.message}",
+        place_of_finding(finding),
+        loaded,
+        console,
+        level="error" if finding.severity == "fail" else "warning",
+    )
 
 
 def _summary(
     header: Sequence[str], rows: Sequence[Sequence[str]], findings: Sequence[Finding]
 ) -> str:
-    """Markdown for GitHub's job summary."""
+    """Markdown for GitHub's job summary; nothing in it is markup but what stands here."""
+    from builders.audit.visible import markdown_text
+
     lines = ["## planyard build", "", f"| {' | '.join(header)} |", "|" + "---|" * len(header)]
-    lines += [f"| {' | '.join(row)} |" for row in rows]
+    lines += [f"| {' | '.join(markdown_text(each) for each in row)} |" for row in rows]
     if findings:
         lines += ["", "### Findings", ""]
-        lines += [f"- **{each.where}**: {each.message} (`{each.rule}`)" for each in findings]
+        lines += [
+            f"- **{markdown_text(each.where)}**: {markdown_text(each.message)} (`{each.rule}`)"
+            for each in findings
+        ]
     return "\n".join(lines) + "\n"
 
 

@@ -6,6 +6,7 @@ identity is the digest of its OCI manifest. The build has no network; what it ne
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -249,6 +250,8 @@ def _build(
     for key, value in arguments.items():
         args += ["--build-arg", f"{key}={value}"]
     workspace.engine().build([*args, str(context)], on_line=on_line)
+    if os.environ.get("PLANYARD_SMALL_DISK"):  # before the image is saved: that is the peak
+        workspace.engine().prune_builds()
     return identifier.read_text().strip()
 
 

@@ -31,15 +31,22 @@ def load(path: Path) -> LoadedMatrix:
             [f"{path}: cannot be read: {error.strerror}"],
             mend="run this in the folder of a matrix.yaml, or name one with --matrix",
         ) from error
-    loaded = load_matrix(data, name=path.name)
+    name = _name_of(path)
+    loaded = load_matrix(data, name=name)
     problems = [
         Problem(where, *loaded.where(where), message)
         for where, message in _disagreements(loaded.matrix, root=path.parent)
     ]
     if problems:
-        lines = [problem.text(path.name) for problem in sorted(problems, key=lambda each: each[1:])]
-        raise InputError(lines, mend=f"mend {path.name} and run this again")
+        lines = [problem.text(name) for problem in sorted(problems, key=lambda each: each[1:])]
+        raise InputError(lines, mend=f"mend {name} and run this again")
     return loaded
+
+
+def _name_of(path: Path) -> str:
+    """The file as it is called from here, so that GitHub finds it; else its last part."""
+    path = path.absolute()
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else path.name
 
 
 def _disagreements(matrix: Matrix, *, root: Path) -> Iterator[tuple[KeyPath, str]]:

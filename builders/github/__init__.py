@@ -1,0 +1,1 @@
+"""GitHub Actions as the engine: its jobs, what they hand each other, and what came of them."""
