@@ -59,15 +59,22 @@ class SnapshotsDocument(msgspec.Struct, frozen=True, kw_only=True):
 
 def all_schemas() -> dict[str, dict[str, Any]]:
     """The matrix, every document that planyard prints, and the lines that smoke commands print."""
-    from builders.page.making import ReportWritten  # brings Jinja2, which other verbs must not pay
+    # Here, because the verbs that need one document of this file must not pay for all of these.
+    from builders.github.jobs import Jobs
+    from builders.github.judging import RunVerdict
+    from builders.page.making import ReportWritten
+    from builders.starting.start import Started
 
     documents: dict[str, Any] = {
         "build": BuildReport,
         "cells": CellsDocument,
         "channel-history": ChannelHistory,
         "channels": Channels,
+        "github-jobs": Jobs,
+        "github-run": RunVerdict,
         "image-audit": ImageAudit,
         "image-diff": ImageDiff,
+        "init": Started,
         "labels": NodeLabels,
         "log-check": LogDocument,
         "promote": Move,

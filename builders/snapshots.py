@@ -67,10 +67,16 @@ def write_snapshots(
 
 
 def _put_if_new(workspace: Workspace, snapshot: Snapshot) -> str:
-    """Enter a snapshot, unless one that differs only in its time is there already."""
+    """Enter a snapshot, unless one that differs only in its time is the newest of its cells.
+
+    An older one that says the same does not count: what came after it would stay the newest word.
+    """
+    cells = {verdict.cell for verdict in snapshot.smoke}
     for kept in index.snapshots_of_image(workspace.store, snapshot.image):
         if msgspec.structs.replace(kept, created=snapshot.created) == snapshot:
             return digest_of_bytes(to_json(kept))
+        if kept.gpu == snapshot.gpu and cells & {verdict.cell for verdict in kept.smoke}:
+            break
     return index.put_snapshot(workspace.store, snapshot)
 
 

@@ -160,6 +160,22 @@ def test_another_verdict_is_another_snapshot(site: Site) -> None:
     assert {each.digest for each in first}.isdisjoint(each.digest for each in second)
 
 
+def test_what_passes_again_is_the_newest_word_again(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A budget was broken and mended: the first proof is there already, and older than the bad."""
+    for second, verdict in enumerate(("passed", "failed", "passed")):
+        monkeypatch.setattr(
+            "builders.snapshots.utc_now", lambda at=second: f"2026-11-22T00:00:0{at}Z"
+        )
+        site.write(verdicts=site.verdicts(verdict))
+    for image in {record.digest for record in site.images.values()}:
+        by_gpu: dict[str, list[str]] = {}
+        for snapshot in index.snapshots_of_image(site.workspace.store, image):
+            by_gpu.setdefault(snapshot.gpu, []).append(snapshot.smoke[0].verdict)
+        assert set(map(tuple, by_gpu.values())) == {("passed", "failed", "passed")}
+
+
 def test_an_image_that_was_not_built_has_no_snapshot(site: Site) -> None:
     written = site.write(images={"cpu": site.images["cpu"]})
     assert [each.gpu for each in written] == ["cpu"]
