@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import threading
 import time
@@ -19,16 +20,16 @@ from typing import TYPE_CHECKING, Any
 
 from planyard.core.errors import ImageBuildError, PlanyardError, SmokeNotRunError
 from planyard.edge import proc
-from planyard.edge.docker_cli import find_build_client, tells_something
+from planyard.edge.docker_cli import engine_addresses, find_build_client, tells_something
 from planyard.edge.docker_streams import BoundedStreams, Flooded, OnOutput
 
 if TYPE_CHECKING:
     import docker
 
-DEFAULT_SOCKET = Path("/var/run/docker.sock")
 LABEL = "io.planyard.run"
 _BUILD_SECONDS = 3600
 _NOT_STARTED = 127  # what a shell says of a command that is not there
+_LATE_TRIES, _LATE_SECONDS = 20, 0.1
 
 
 class EngineError(PlanyardError):
@@ -193,21 +194,28 @@ class Engine:
         """Run to the end, or to the time limit; the container is gone afterwards, always."""
         import docker.errors
 
+        name = f"planyard-{os.getpid()}-{secrets.token_hex(8)}"
+        created = None
         try:
-            created = self.client.containers.create(**_create_arguments(container))
-        except docker.errors.APIError as error:
-            raise SmokeNotRunError(
-                f"the engine refused to run {container.image}: {error}"
-            ) from error
-        try:
+            created = self.client.containers.create(name=name, **_create_arguments(container))
             return _run_created(created, container, on_output)
         except docker.errors.APIError as error:
+            if created is None:
+                raise SmokeNotRunError(f"the engine refused {container.image}: {error}") from error
             # The image has no such program, or the limits cannot be set: an answer, not a crash.
             said = (error.explanation or str(error)).encode()
             return Ended(exit_code=_NOT_STARTED, seconds=0.0, stderr=said)
+        except KeyboardInterrupt:
+            for _ in range(_LATE_TRIES if created is None else 0):
+                with contextlib.suppress(docker.errors.APIError):
+                    created = self.client.containers.get(name)  # made before its answer came
+                    break
+                time.sleep(_LATE_SECONDS)
+            raise
         finally:
-            with contextlib.suppress(docker.errors.NotFound):
-                created.remove(force=True)
+            if created is not None:
+                with contextlib.suppress(docker.errors.NotFound):
+                    created.remove(force=True)
 
 
 def _create_arguments(container: Container) -> dict[str, Any]:
@@ -295,17 +303,6 @@ def files_of_context(context: Path, patterns: Sequence[str]) -> list[str]:
     if set(patterns) & {"*", "**", ".*", ".dockerignore"}:
         found.discard(".dockerignore")
     return sorted(found)
-
-
-def engine_addresses() -> tuple[str, ...]:
-    """Where an engine may answer: `DOCKER_HOST` alone if it is set, else the usual sockets."""
-    named = os.environ.get("DOCKER_HOST")
-    if named:
-        return (named,)
-    sockets = [DEFAULT_SOCKET]
-    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
-        sockets.append(Path(runtime) / "docker.sock")
-    return tuple(f"unix://{path}" for path in sockets if path.exists())
 
 
 def find_engine() -> Engine | None:

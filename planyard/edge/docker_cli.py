@@ -1,4 +1,4 @@
-"""The Docker command line: which of the clients on this machine can build with BuildKit.
+"""The Docker command line: which client here can build with BuildKit, and where engines answer.
 
 A client of 23 and later needs the buildx plugin; one before has BuildKit built in. Several may be
 on the PATH, and the first need not be the one that works.
@@ -10,9 +10,12 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from planyard.core.errors import ImageBuildError
 from planyard.edge import proc
+
+DEFAULT_SOCKET = Path("/var/run/docker.sock")
 
 
 def find_build_client(folders: Sequence[str] | None = None) -> tuple[str, ...]:
@@ -73,3 +76,14 @@ def tells_something(line: str) -> bool:
     """Whether a line of BuildKit's plain progress says something to a person."""
     _, _, text = line.partition(" ")
     return line.startswith("#") and not text.startswith(("sha256:", "DONE", "CACHED", "..."))
+
+
+def engine_addresses() -> tuple[str, ...]:
+    """Where an engine may answer: `DOCKER_HOST` alone if it is set, else the usual sockets."""
+    named = os.environ.get("DOCKER_HOST")
+    if named:
+        return (named,)
+    sockets = [DEFAULT_SOCKET]
+    if runtime := os.environ.get("XDG_RUNTIME_DIR"):
+        sockets.append(Path(runtime) / "docker.sock")
+    return tuple(f"unix://{path}" for path in sockets if path.exists())

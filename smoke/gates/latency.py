@@ -185,10 +185,12 @@ def _judge_series(
 def _said(excess: Excess, runs: int, scaled: float) -> str:
     """How slow, against what, and why that is too much."""
     over_ms = excess.now_ms - excess.baseline_ms
+    # A machine so fast that its scaled baseline is nothing at all lies, and is still judged.
+    share = over_ms / excess.baseline_ms if excess.baseline_ms else math.inf
     machine = "" if abs(scaled - 1) < 0.01 else f", scaled by {scaled:.2f} for the machine"
     return (
         f"P{excess.percent} is {excess.now_ms:.2f} ms, {over_ms:.2f} ms or "
-        f"{100 * over_ms / excess.baseline_ms:.0f} % over the {excess.baseline_ms:.2f} ms of "
+        f"{100 * share:.0f} % over the {excess.baseline_ms:.2f} ms of "
         f"{runs} accepted runs{machine}; allowed are {excess.allowed_ms:.2f} ms "
         f"({excess.noise_ms:.2f} for their noise)"
     )

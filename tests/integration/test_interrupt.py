@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from planyard.edge import docker
-from planyard.edge.docker import DEFAULT_SOCKET
+from planyard.edge.docker_cli import DEFAULT_SOCKET
 from tests.conftest import Built
 from tests.workspaces import Running, Site
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from planyard.edge.docker import DEFAULT_SOCKET
+from planyard.edge.docker_cli import DEFAULT_SOCKET
 from tests.conftest import Built
 from tests.workspaces import NO_ENGINE, Site, engines_of
 

@@ -184,6 +184,7 @@ ARG BASE
 FROM ${BASE} AS tiny
 RUN ["/usr/bin/python3.11", "-c", "import time; time.sleep(4)"]
 COPY who /who
+USER 65532:65532
 """
 
 

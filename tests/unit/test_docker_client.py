@@ -13,9 +13,9 @@ import pytest
 
 from planyard.core.errors import ImageBuildError, InputError
 from planyard.core.matrix import Image
-from planyard.edge import docker
-from planyard.edge.docker import Container, Engine, Mount, engine_addresses
-from planyard.edge.docker_cli import find_build_client
+from planyard.edge import docker, docker_cli
+from planyard.edge.docker import Container, Engine, Mount
+from planyard.edge.docker_cli import engine_addresses, find_build_client
 from tests import small_site
 
 NEW = "Docker version 28.5.1, build e180ab8"
@@ -124,7 +124,7 @@ def test_without_a_name_the_usual_sockets_are_tried(
 ) -> None:
     monkeypatch.delenv("DOCKER_HOST", raising=False)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
-    monkeypatch.setattr(docker, "DEFAULT_SOCKET", tmp_path / "default.sock")
+    monkeypatch.setattr(docker_cli, "DEFAULT_SOCKET", tmp_path / "default.sock")
     assert engine_addresses() == ()
     (tmp_path / "docker.sock").write_text("")
     assert engine_addresses() == (f"unix://{tmp_path}/docker.sock",)
