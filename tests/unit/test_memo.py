@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from builders.closing import close_build
+from builders.loading import load
 from builders.memo import (
     memo_of,
     memo_path,
@@ -18,9 +20,17 @@ from builders.memo import (
     read_memo,
     report_path,
     stamp_of,
+    state_of,
 )
+from builders.workspace import Workspace
+from engines.store.local_store import LocalStore
+from planyard.core.report import BuildReport, ImageOutcome
+from planyard.core.results import SmokeVerdict
+from planyard.edge.console import Console
+from tests import small_site
 
 OPTIONS = ["--select", "rtx/*"]
+NOT_RUN = SmokeVerdict(cell="a/b/c/d/e", verdict="not run", reason="no GPU")
 
 
 @dataclass
@@ -159,3 +169,36 @@ def test_our_own_files_are_where_we_are() -> None:
 )
 def test_the_matrix_is_found_in_the_arguments(arguments: list[str], matrix: str | None) -> None:
     assert named_matrix(arguments) == (None if matrix is None else Path(matrix).absolute())
+
+
+@pytest.mark.parametrize(
+    ("report", "required", "stays"),
+    [
+        (BuildReport(images=(), verdicts=(NOT_RUN,)), True, True),
+        (BuildReport(images=(ImageOutcome(name="image", digest=None, error="no"),)), False, False),
+    ],
+    ids=["smoke was required", "an image failed"],
+)
+def test_a_memo_goes_when_the_store_says_otherwise(
+    tmp_path: Path, report: BuildReport, required: bool, stays: bool
+) -> None:
+    """Runs that were required and could not be here say nothing about the store."""
+    small_site.lay_out(tmp_path)
+    matrix = tmp_path / "matrix.yaml"
+    memo = memo_path(state_of(matrix))
+    memo.parent.mkdir(parents=True)
+    memo.write_text("{}")
+    with Workspace(
+        root=tmp_path, store=LocalStore(tmp_path / "store"), console=Console(quiet=True)
+    ) as workspace:
+        code = close_build(
+            report,
+            loaded=load(matrix),
+            workspace=workspace,
+            matrix=matrix,
+            options=(),
+            json=False,
+            require_smoke=required,
+        )
+    assert code != 0
+    assert memo.exists() is stays
