@@ -18,13 +18,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from builders.audit.budget import check_budget
 from builders.audit.sources import contents_of, image_in_store
-from builders.audit.verdict import asked_of, judge_image
+from builders.audit.verdict import asked_of, judge_image, record_of
 from builders.loading import load
 from engines.index import all_images
 from engines.store.local_store import LocalStore
 from planyard.core.cells import expand
 from planyard.core.compat import load_compat
+from planyard.core.matrix import Budget
 from planyard.core.results import ImageRecord
 from tests.bench import machine
 from tests.bench.measure import BenchError, Command, Series, in_turns
@@ -61,7 +63,7 @@ def measure(scratch: Path, *, workspace: Path, rounds: int) -> Section:
         notes=[
             "dive reads the archive with `--json`, the audit with `--json` and no store: every "
             "layer is read. Verdicts on known layers are timed within the process, from the "
-            "store's entries to the findings.",
+            "store's entries to the findings of the budget, and of all rules.",
         ],
     )
 
@@ -111,19 +113,22 @@ def _commands(archive: Path, *, dive: str, scratch: Path) -> dict[str, Command]:
     }
 
 
-def _verdict_ms(image: ImageRecord, *, store: LocalStore, matrix: Path) -> float:
-    """The median of whole audits of an image whose layers the store knows."""
+def _verdict_ms(image: ImageRecord, *, store: LocalStore, matrix: Path) -> tuple[float, float]:
+    """Medians for an image whose layers the store knows: to its budget's verdict, to the whole."""
     loaded = load(matrix).matrix
     spec = loaded.images.get(image.name)
     asked = asked_of(image.name, spec, cells=expand(loaded, load_compat()).cells)
-    times = []
+    budgets, audits = [], []
     for seconds in _timed(21):
         contents, read = contents_of(
             image_in_store(store, image.digest, name=image.name), store=store
         )
+        check_budget(record_of(contents), spec.budget if spec else Budget())
+        budgets.append(1e3 * seconds())
         judge_image(contents, asked=asked, spec=spec, read_layers=read)
-        times.append(1e3 * seconds())
-    return statistics.median(times[1:])  # the first reads layers, or warms up
+        audits.append(1e3 * seconds())
+    # The first reads layers, or warms up.
+    return statistics.median(budgets[1:]), statistics.median(audits[1:])
 
 
 def _timed(rounds: int) -> Iterator[_Clock]:
@@ -150,13 +155,13 @@ def _beside_dive(runs: dict[str, Series], *, size_bytes: int, name: str) -> Figu
     )
 
 
-def _warm(verdicts: dict[str, float]) -> list[Figure]:
+def _warm(verdicts: dict[str, tuple[float, float]]) -> list[Figure]:
     return [
         Figure(
-            what=f"budget verdict and audit on known layers: {name}",
-            measured=f"{value:.1f} ms",
+            what=f"budget verdict on known layers: {name}",
+            measured=f"{budget:.1f} ms; with all rules of the audit {audit:.1f} ms",
             target=f"{VERDICT_TARGET_MS:.0f} ms",
-            reached=value <= VERDICT_TARGET_MS,
+            reached=budget <= VERDICT_TARGET_MS,
         )
-        for name, value in sorted(verdicts.items())
+        for name, (budget, audit) in sorted(verdicts.items())
     ]
