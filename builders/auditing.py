@@ -26,7 +26,8 @@ def audit_images(work: Build) -> None:
             contents = _contents(image, work)
             spec = work.matrix.images[name]
             asked = asked_of(name, spec, cells=work.all_cells)
-            work.audits[name], ownership = judge_image(contents, asked=asked, spec=spec)
+            audit, ownership = judge_image(contents, asked=asked, spec=spec)
+            work.findings[name] = audit.findings
             if sbom_of_image(work.workspace.store, image.digest) is None:
                 _attach_bill(work.orders[name], image, contents, ownership, work)
 

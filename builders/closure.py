@@ -31,7 +31,8 @@ _SYSTEM_FOLDERS = (
 
 def image_closure(contents: ImageContents, *, lazy_libraries: Sequence[str]) -> tuple[Finding, ...]:
     """The findings of an image in the environment that its own configuration gives it."""
-    variables = contents.settings.get("Env") or []
+    found = contents.settings.get("Env")
+    variables = found if isinstance(found, list) else ()
     return check_closure(
         contents,
         image=contents.name,

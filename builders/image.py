@@ -16,7 +16,6 @@ import msgspec
 from builders.audit.contents import ImageContents
 from builders.audit.known_layers import keep_index
 from builders.base import ResolvedBase
-from builders.closure import image_closure
 from builders.context import context_digests, copy_context
 from builders.dockerfile import stage_text
 from builders.expectation import (
@@ -283,7 +282,6 @@ def _store(
         raise ImageBuildError(f"the build of {order.name} made an image without files")
     for found in stored.indexes:
         keep_index(workspace.store, found)
-    lazy = order.spec.lazy_libraries if order.name != order.spec.compiler else ()
     return ImageRecord(
         name=order.name,
         digest=stored.digest,
@@ -292,7 +290,6 @@ def _store(
         unpacked_bytes=stored.unpacked_bytes,
         layers=stored.layers,
         base=order.base.packages if order.base else (),
-        findings=image_closure(contents, lazy_libraries=lazy),
     )
 
 

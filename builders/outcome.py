@@ -50,7 +50,7 @@ def _outcome(name: str, work: Build) -> ImageOutcome:
         unpacked_bytes=image.unpacked_bytes,
         budget=budget,
         built=name in work.built,
-        findings=work.audits[name].findings,
+        findings=work.findings[name],
         plans=sum(cell.id in work.plans for cell in mine),
         plans_wanted=len(plan_cells(mine)),
         smoke=dict(

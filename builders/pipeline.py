@@ -30,8 +30,8 @@ from builders.workspace import Workspace
 from engines import index
 from planyard.core.cells import Cell, CompileGroup, compile_groups, expand, plan_cells, select
 from planyard.core.compat import load_compat, pinned_version
-from planyard.core.contents import ImageAudit
 from planyard.core.errors import ImageBuildError
+from planyard.core.findings import Finding
 from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import BuildReport, PlanFailure, SnapshotWritten, WaitingCell
@@ -50,7 +50,7 @@ class Build:
     all_cells: tuple[Cell, ...]
     images: dict[str, ImageRecord] = field(default_factory=dict)
     orders: dict[str, ImageOrder] = field(default_factory=dict)
-    audits: dict[str, ImageAudit] = field(default_factory=dict)
+    findings: dict[str, tuple[Finding, ...]] = field(default_factory=dict)
     compilers: dict[str, tuple[ImageOrder, ImageRecord]] = field(default_factory=dict)
     built: set[str] = field(default_factory=set)
     image_errors: dict[str, ImageBuildError] = field(default_factory=dict)
@@ -245,6 +245,7 @@ def snapshot_images(work: Build) -> None:
         images=work.images,
         plans=work.plans,
         verdicts=work.verdicts,
+        findings=work.findings,
         workspace=work.workspace,
     )
 

@@ -20,6 +20,7 @@ from engines.snapshot import (
 )
 from planyard.core.cells import Cell
 from planyard.core.digest import digest_of_bytes, digest_of_value
+from planyard.core.findings import Finding
 from planyard.core.gates import gates_off
 from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
@@ -37,6 +38,7 @@ def write_snapshots(
     images: Mapping[str, ImageRecord],
     plans: Mapping[str, PlanRecord],
     verdicts: Mapping[str, SmokeVerdict],
+    findings: Mapping[str, tuple[Finding, ...]],
     workspace: Workspace,
 ) -> tuple[SnapshotWritten, ...]:
     """One snapshot for each image and GPU among the cells; those that say nothing new are kept."""
@@ -57,6 +59,7 @@ def write_snapshots(
             cells=mine,
             plans=plans,
             verdicts=verdicts,
+            findings=findings[image],
             probe=probes[image],
             commit=commit,
             matrix_digest=digest_of_matrix(loaded.matrix),
@@ -100,6 +103,7 @@ def _snapshot(
     cells: Sequence[Cell],
     plans: Mapping[str, PlanRecord],
     verdicts: Mapping[str, SmokeVerdict],
+    findings: Sequence[Finding],
     probe: ProbeReport,
     commit: Commit | None,
     matrix_digest: str,
@@ -129,6 +133,7 @@ def _snapshot(
             unpacked_limit_bytes=_plain(budget.unpacked),
             largest_layer_limit_bytes=_plain(budget.largest_layer),
         ),
+        audit=tuple(each for each in findings if each.gate != "budget"),
         commit=commit,
         matrix_digest=matrix_digest,
         created=utc_now(),

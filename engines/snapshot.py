@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from planyard.core.digest import canonical_json
 from planyard.core.errors import InputError
+from planyard.core.findings import Finding
 from planyard.core.matrix import Digest, Pins
 from planyard.core.results import PlanRecord, SmokeVerdict
 
@@ -85,6 +86,8 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     smoke: tuple[SmokeVerdict, ...]
     gates_off: tuple[str, ...]
     budget: BudgetFigures
+    audit: tuple[Finding, ...] = ()
+    """What is wrong with what the image holds, by the matrix of this build; budgets apart."""
     commit: Commit | None
     matrix_digest: Digest
     created: UtcTime

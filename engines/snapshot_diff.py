@@ -223,6 +223,7 @@ IGNORED: dict[type, dict[str, str]] = {
         "schema": "another one is not read at all",
         "commit": "where it came from: shown",
         "matrix_digest": "where it came from: shown, and said where it hides something",
+        "audit": "what images hold: `image diff` compares it",
         "created": "when it was written: shown",
         "planyard_version": "who wrote it: shown",
     },

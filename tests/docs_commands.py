@@ -133,13 +133,17 @@ class Shell:
     said: str = ""
 
     def run(self, text: str, *, timeout_seconds: float = 600) -> int:
-        """Run a command line; what it said on both streams is in `said`."""
+        """Run a command line of the page; what it said on both streams is in `said`."""
+        return self.run_as_is(self.meant(text), timeout_seconds=timeout_seconds)
+
+    def run_as_is(self, text: str, *, timeout_seconds: float = 600) -> int:
+        """Run a command line with real names, which a page's own could be a part of."""
         state = self.folder / ".docs-state"
         state.mkdir(exist_ok=True)
         trap = f"trap 'code=$?; env -0 >{state}/env; pwd >{state}/cwd; exit $code' EXIT"
         place = (state / "cwd").read_text().strip() if (state / "cwd").exists() else self.folder
         done = subprocess.run(
-            ["bash", "-c", f"set -o pipefail\n{trap}\n{self.meant(text)}\n"],
+            ["bash", "-c", f"set -o pipefail\n{trap}\n{text}\n"],
             cwd=place,
             env=self.environment,
             stdin=subprocess.DEVNULL,

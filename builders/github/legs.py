@@ -9,7 +9,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from builders.auditing import audit_images
 from builders.github.handover import HandedImage, HandedSmoke, take_image
 from builders.github.jobs import images_of
 from builders.image import ImageOrder, ImageRecipe
@@ -44,7 +43,7 @@ def build_images(
         HandedImage(
             image=record,
             compiler=_compiler(name, work),
-            findings=work.audits[name].findings,
+            findings=work.findings[name],
         )
         for name, record in work.images.items()
         if name not in work.image_errors
@@ -103,12 +102,10 @@ def _take_images(work: Build, images: dict[str, HandedImage]) -> None:
     for name in images_of(work.cells, all_cells=work.all_cells):
         found = take_image(images, name, store=work.workspace.store)
         spec = work.matrix.images[name]
-        work.images[name] = found.image
-        work.orders[name] = _order_of(spec, found.image, spec.lock, work)
+        work.images[name], work.findings[name] = found.image, found.findings
         if found.compiler:
             order = _order_of(spec, found.compiler, spec.compiler_lock, work)
             work.compilers[name] = (order, found.compiler)
-    audit_images(work)
 
 
 def _order_of(spec: Image, image: ImageRecord, lock: str | None, work: Build) -> ImageOrder:

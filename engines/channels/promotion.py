@@ -82,6 +82,7 @@ def objections(
         found.append(_finding(NOT_RUN, "no cell was ever tried: nothing is shown"))
     found += _of_budgets(snapshots)
     found += contents
+    found += _of_audits(snapshots)
     found += incomplete(lost)
     if require_signed:
         found += _of_evidence(evidence)
@@ -262,20 +263,31 @@ def _of_cell(verdict: SmokeVerdict) -> Iterator[Finding]:
         yield _finding(gate, f"the gate {gate} did not pass it", where=cell, evidence=tuple(seen))
 
 
-def _of_budgets(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
-    """What the newest snapshot of each GPU says the image weighs too much of."""
+def _newest_of_gpus(snapshots: Sequence[Snapshot]) -> Iterator[Snapshot]:
+    """The newest snapshots of each GPU, of equally new ones each."""
     newest: dict[str, str] = {}
     for each in snapshots:
         newest[each.gpu] = max(newest.get(each.gpu, ""), each.created)
+    return (each for each in snapshots if each.created == newest[each.gpu])
+
+
+def _of_audits(snapshots: Sequence[Snapshot]) -> tuple[Finding, ...]:
+    """What the newest snapshot of each GPU says is wrong with what the image holds."""
+    said = (each for snapshot in _newest_of_gpus(snapshots) for each in snapshot.audit)
+    return tuple(dict.fromkeys(said))
+
+
+def _of_budgets(snapshots: Sequence[Snapshot]) -> Iterator[Finding]:
+    """What the newest snapshot of each GPU says the image weighs too much of."""
     said = set()
-    for each in snapshots:
+    for each in _newest_of_gpus(snapshots):
         budget = each.budget
         for name, weighs, limit in (
             ("pull", budget.pull_bytes, budget.pull_limit_bytes),
             ("unpacked", budget.unpacked_bytes, budget.unpacked_limit_bytes),
             ("largest-layer", budget.largest_layer_bytes, budget.largest_layer_limit_bytes),
         ):
-            if newest[each.gpu] == each.created and limit is not None and weighs > limit:
+            if limit is not None and weighs > limit:
                 said.add((name, weighs, limit))
     for name, weighs, limit in sorted(said):
         message = f"{name}: {format_bytes(weighs)}, the budget is {format_bytes(limit)}"

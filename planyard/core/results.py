@@ -43,7 +43,7 @@ class ImageRecord(msgspec.Struct, frozen=True, kw_only=True):
     layers: tuple[Layer, ...]
     base: tuple[Package, ...] = ()
     findings: tuple[Finding, ...] = ()
-    """What is wrong with its contents, whatever the matrix allows it to weigh."""
+    """What earlier versions found wrong with its contents; now a snapshot's audit says it."""
 
 
 class Package(msgspec.Struct, frozen=True, kw_only=True):

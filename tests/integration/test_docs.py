@@ -292,7 +292,7 @@ def test_the_commands_of_a_page_work(name: str, shell: Callable[[Page], Shell]) 
         for start in [each for each in page.before if command.text.startswith(each)]:
             if start not in used:
                 used.add(start)
-                assert here.run(page.before[start].format(**here.names)) == 0, here.said
+                assert here.run_as_is(page.before[start].format(**here.names)) == 0, here.said
         code = here.run(command.text)
         expected = next(
             (codes for start, codes in page.ends.items() if command.text.startswith(start)),

@@ -205,6 +205,20 @@ def test_what_the_record_says_of_the_contents_objects(store):
     assert promote(store, CHANNEL, record.digest, mover=ANN).objections == (finding,)
 
 
+def test_what_the_audit_found_objects_until_a_newer_snapshot_has_it_not(store):
+    secret = Finding(gate="image", rule="image.secret", message="a key in /app/key.pem")
+    docs = Finding(gate="image", rule="image.docs", message="22 kB", severity="warn")
+    record = an_image(store)
+    smoke = (a_verdict("rtx/ocr/640/fp16/l4"),)
+    bad = a_snapshot(record, smoke=smoke, audit=(secret, docs), created="2026-11-20T00:00:00Z")
+    index.put_snapshot(store, bad)
+    move = promote(store, CHANNEL, record.digest, mover=ANN)
+    assert (move.moved, secret in move.objections) == (False, True)
+    good = msgspec.structs.replace(bad, audit=(docs,), created="2026-11-21T00:00:00Z")
+    index.put_snapshot(store, good)
+    assert promote(store, CHANNEL, record.digest, mover=ANN).moved
+
+
 def test_evidence_is_asked_for_and_recorded(store):
     first, second = images(store, 2)
     entry = digest_of_bytes(b"entry")

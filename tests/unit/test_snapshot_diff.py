@@ -802,6 +802,7 @@ MUTATED: dict[type, dict[str, Any]] = {
         "plans": (),
         "smoke": (),
         "gates_off": ("logs",),
+        "audit": (Finding(gate="image", rule="image.secret", message="a key"),),
         "budget": BudgetFigures(pull_bytes=1, unpacked_bytes=1, largest_layer_bytes=1),
         "commit": None,
         "matrix_digest": OTHER,

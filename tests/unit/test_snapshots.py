@@ -14,6 +14,7 @@ from builders.snapshots import digest_of_matrix, write_snapshots
 from builders.workspace import Workspace
 from engines import index
 from planyard.core.digest import digest_of_bytes
+from planyard.core.findings import Finding
 from planyard.core.gates import GATE_NAMES, gates_off
 from planyard.core.matrix_smoke import GateChange, Gates
 from planyard.core.reader import LoadedMatrix
@@ -54,6 +55,7 @@ class Site:
             "images": self.images,
             "plans": {},
             "verdicts": self.verdicts(),
+            "findings": dict.fromkeys(self.images, ()),
             "workspace": self.workspace,
         }
         return write_snapshots(self.loaded, **{**fields, **changes})
@@ -187,6 +189,15 @@ def test_the_budget_is_written_beside_what_it_was_held_against(site: Site) -> No
     assert (budget.pull_bytes, budget.unpacked_bytes) == (image.pull_bytes, image.unpacked_bytes)
     assert budget.largest_layer_bytes == image.layers[0].pull_bytes
     assert budget.pull_limit_bytes is None
+
+
+def test_what_the_audit_found_is_in_it_without_the_budget(site: Site) -> None:
+    secret = Finding(gate="image", rule="image.secret", message="a key", where="cpu")
+    large = Finding(gate="budget", rule="budget.pull", message="too large", where="cpu")
+    site.write(findings=dict.fromkeys(site.images, (large, secret)))
+    for record in site.images.values():
+        for snapshot in index.snapshots_of_image(site.workspace.store, record.digest):
+            assert snapshot.audit == (secret,)
 
 
 def test_comments_and_order_in_the_matrix_do_not_count(tmp_path: Path, site: Site) -> None:

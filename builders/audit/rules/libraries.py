@@ -11,7 +11,7 @@ from builders.audit.contents import ImageContents
 from builders.audit.owners import Ownership
 from builders.audit.rules.asked import Asked
 from builders.audit.rules.found import Found, Place
-from builders.closure import check_closure
+from builders.closure import image_closure
 from planyard.core.contents import Owner
 
 # The library's name without version, and without the hash that auditwheel puts into it.
@@ -87,16 +87,7 @@ def _onnxruntime_twice(ownership: Ownership) -> Iterator[Found]:
 
 
 def _missing(contents: ImageContents, asked: Asked) -> Iterator[Found]:
-    variables = contents.settings.get("Env")
-    listed = variables if isinstance(variables, list) else ()
-    pairs = (str(each).partition("=") for each in listed)
-    missing = check_closure(
-        contents,
-        image=asked.image,
-        environment={name: value for name, _, value in pairs},
-        lazy_libraries=asked.lazy_libraries,
-    )
-    for finding in missing:
+    for finding in image_closure(contents, lazy_libraries=asked.lazy_libraries):
         library = finding.message.partition(" ")[0]
         yield Found(
             rule="library-missing",
