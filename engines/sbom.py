@@ -16,7 +16,7 @@ from msgspec import Meta
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import IntegrityError, LookupMissError, StoreError
-from planyard.core.matrix import Digest
+from planyard.core.matrix_fields import Digest
 
 SBOMS = "sboms"
 SBOM_SCHEMA = 1

@@ -14,7 +14,8 @@ from msgspec import Meta
 from planyard.core.digest import canonical_json
 from planyard.core.errors import InputError
 from planyard.core.findings import Finding
-from planyard.core.matrix import Digest, Pins
+from planyard.core.matrix import Pins
+from planyard.core.matrix_fields import Digest
 from planyard.core.results import PlanRecord, SmokeVerdict
 
 SNAPSHOT_SCHEMA = 1

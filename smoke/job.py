@@ -3,8 +3,12 @@
 `job.json` is what every script of `smoke/inside` reads (the report is `SmokeReport`):
 
     schema          1
+    backend         the cell's backend
     model           path of the ONNX file, or of the plan
+    source          path of the ONNX file a plan without weights is filled from; null otherwise
     providers       what the session is asked to run on, in order
+    session         how ONNX Runtime's session is made (`session_document`); null for plans
+    steps           runs of the model, one after another, that make one request
     series          the series of requests, in the order they are asked; at least one. Each has
         batch           the batch size
         concurrency     how many requests are under way at once
@@ -24,12 +28,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planyard.core.cells import Cell
 from planyard.core.matrix import Backend
+from planyard.core.matrix_runtime import SessionSpec
 from planyard.core.matrix_smoke import SmokeLimits
 from smoke.inputs import write_inputs
 
@@ -51,11 +56,21 @@ PROVIDERS: Mapping[Backend, tuple[str, ...]] = {
 SCRIPTS: Mapping[Backend, str] = {
     "onnxruntime-cpu": "ort.py",
     "onnxruntime-cuda": "ort.py",
-    "tensorrt-rtx": "trt_rtx.py",
+    "tensorrt-rtx": "trt.py",
+    "tensorrt": "trt.py",
 }
 
 _NVML_SECONDS = 2.5
 """A rate of NVML covers up to a second: a GPU has to work for longer to be seen at it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where the script finds the model's folder and writes to: those of a container."""
+
+    model: str = "/model"
+    source: str = "/source"
+    out: str = "/out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +80,7 @@ class SmokeJob:
     `served` is the ONNX file, or the plan; its folder is mounted read-only. `inputs` are those of
     the profile's optimum, whose batch size is `batch`; `inputs_at` makes those of another batch
     (`limits.batches`). `command` is the image's own smoke command, instead of planyard's script.
+    `source` is the ONNX file that a plan without weights is filled from. A request is `steps` runs.
     """
 
     cell: Cell
@@ -77,6 +93,14 @@ class SmokeJob:
     batch: int = 1
     inputs_at: Callable[[int], Arrays] | None = None
     command: tuple[str, ...] = ()
+    session: SessionSpec = field(default_factory=SessionSpec)
+    source: Path | None = None
+    steps: int = 1
+
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """What the session is asked to run on, in order."""
+        return self.session.providers or PROVIDERS[self.cell.backend]
 
 
 def can_smoke(backend: Backend) -> bool:
@@ -92,7 +116,7 @@ def series_of(job: SmokeJob) -> tuple[tuple[int, int], ...]:
     return tuple(dict.fromkeys([(job.batch, limits.concurrency[0]), *asked]))
 
 
-def write_job(job: SmokeJob, work: Path) -> None:
+def write_job(job: SmokeJob, work: Path, *, places: Places = Places()) -> None:
     """Write `job.json` and the inputs into `work`, which the container sees as /job.
 
     The inputs of a batch size are made, written once and let go before those of the next.
@@ -109,13 +133,17 @@ def write_job(job: SmokeJob, work: Path) -> None:
         )
     document = {
         "schema": JOB_SCHEMA,
-        "model": f"/model/{job.served.name}",
-        "providers": list(PROVIDERS[job.cell.backend]),
+        "backend": job.cell.backend,
+        "model": f"{places.model}/{job.served.name}",
+        "source": f"{places.source}/{job.source.name}" if job.source else None,
+        "providers": list(job.providers),
+        "session": None,
+        "steps": job.steps,
         "series": series,
         "warmup": job.limits.warmup,
         "requests": job.limits.requests,
         "series_seconds": job.limits.series_seconds,
         "least_seconds": _NVML_SECONDS if job.gpu else 0,
-        "out": "/out",
+        "out": places.out,
     }
     (work / "job.json").write_text(json.dumps(document))

@@ -1,4 +1,4 @@
-"""A driver and TensorRT for RTX bindings that compute on this machine, for `trt_rtx.py`.
+"""A driver and TensorRT for RTX bindings that compute on this machine, for `trt.py`.
 
 They keep what the real ones ask: calls come from a thread that entered the context, memory is
 allocated before it is used and freed once, and an execution has happened only when its stream was

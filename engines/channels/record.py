@@ -21,7 +21,7 @@ from engines.snapshot import UtcTime
 from engines.store.objects import checked_pointer_name
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import InputError, IntegrityError
-from planyard.core.matrix import Digest
+from planyard.core.matrix_fields import Digest
 
 CHANNEL_SCHEMA = 1
 RECORD_LIMIT_BYTES = 1 << 20

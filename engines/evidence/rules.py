@@ -25,7 +25,7 @@ from engines.snapshot import Snapshot, UtcTime, from_json
 from planyard.core.digest import canonical_json, short
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.findings import Finding
-from planyard.core.matrix import Digest
+from planyard.core.matrix_fields import Digest
 
 SET_TYPE = "urn:planyard:evidence-set:1"
 SET_SCHEMA = 1

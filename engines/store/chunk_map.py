@@ -22,7 +22,7 @@ from msgspec import Meta
 from engines.store.packs import MAX_CHUNK_BYTES
 from planyard.core.digest import canonical_json
 from planyard.core.errors import IntegrityError
-from planyard.core.matrix import Digest
+from planyard.core.matrix_fields import Digest
 
 MAP_LIMIT_BYTES = 64 << 20
 """No map is larger: enough for a blob of 100 GB."""

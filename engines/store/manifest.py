@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from planyard.core.errors import InputError
-from planyard.core.matrix import Digest
+from planyard.core.matrix_fields import Digest
 
 MANIFEST_LIMIT_BYTES = 4 << 20
 """The size up to which a registry has to take a manifest, says the distribution specification."""

@@ -17,6 +17,7 @@ from planyard.core.matrix_fields import (
     Commit,
     CudaMinor,
     DebianPackage,
+    Digest,
     DriverBranch,
     HttpsUrl,
     HubRepository,
@@ -33,6 +34,7 @@ from planyard.core.matrix_fields import (
     Sm,
     Stage,
 )
+from planyard.core.matrix_runtime import SessionSpec, TensorRtBuild, Workload
 from planyard.core.matrix_smoke import AdmissionSpec, Gates, OwnSmoke, SmokeLimits
 from planyard.core.units import ByteSize
 
@@ -41,10 +43,6 @@ MATRIX_SCHEMA = 1
 Version = Annotated[
     str,
     Meta(pattern=r"^[0-9]+(\.[0-9]+){0,3}$", description='a version in quotes, like "13.0"'),
-]
-Digest = Annotated[
-    str,
-    Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 lower-case hex digits"),
 ]
 RelativePath = Annotated[
     str,
@@ -142,6 +140,10 @@ class Image(_Part, frozen=True, kw_only=True):
     python: PathInImage = "/usr/bin/python3"
     """The interpreter inside the image that runs the smoke script."""
     smoke: OwnSmoke | None = None
+    session: SessionSpec = SessionSpec()
+    """How ONNX Runtime's session is made; for the backends of ONNX Runtime only."""
+    tensorrt: TensorRtBuild = TensorRtBuild()
+    """How plans are built; for the backend `tensorrt` only."""
     admission: AdmissionSpec = AdmissionSpec()
     accept: tuple[Accepted, ...] = ()
     """What the audit finds in it and is meant to be there (docs/image-audit.md)."""
@@ -284,4 +286,5 @@ class Matrix(_Part, frozen=True, kw_only=True):
     compile: Compile = msgspec.field(default_factory=Compile)
     smoke: SmokeLimits = msgspec.field(default_factory=SmokeLimits)
     gates: Gates = Gates()
+    loads: dict[Name, Workload] = {}
     promotion: Promotion = Promotion()

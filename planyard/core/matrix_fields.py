@@ -31,6 +31,10 @@ PythonMinor = Annotated[
         description='a Python minor in quotes, like "3.11"',
     ),
 ]
+Digest = Annotated[
+    str,
+    Meta(pattern=r"^sha256:[0-9a-f]{64}$", description="sha256: and 64 lower-case hex digits"),
+]
 DebianPackage = Annotated[
     str,
     Meta(

@@ -5,7 +5,7 @@ Sizes are bytes, times are seconds. Everything here is evidence; verdicts come f
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -70,6 +70,10 @@ class PlanRecord(msgspec.Struct, frozen=True, kw_only=True):
     compile_seconds: float
     inputs: dict[str, object]
     """The whole recipe, readable: what `recipe` is the digest of."""
+    inspector: str = ""
+    """The digest of what TensorRT's engine inspector says of its layers (JSON), kept beside it."""
+    timing_cache: str = ""
+    """The digest of the timing cache after this plan was built: what a `replay` names."""
 
 
 class NodePlacement(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,6 +104,10 @@ class LatencySeries(msgspec.Struct, frozen=True, kw_only=True):
     concurrency: int
     latencies_ms: tuple[float, ...]
     reference_ms: tuple[float, ...] = ()
+    began_seconds: float | None = None
+    """When the first timed request of this series began, and below when the last ended: seconds of
+    the epoch."""
+    ended_seconds: float | None = None
 
 
 class LoadedLibrary(msgspec.Struct, frozen=True, kw_only=True):
@@ -135,6 +143,19 @@ class GpuSample(msgspec.Struct, frozen=True, kw_only=True):
     throttled: tuple[str, ...] = ()
 
 
+class SessionFound(msgspec.Struct, frozen=True, kw_only=True):
+    """How ONNX Runtime's session was really made.
+
+    `baked` is the file in the image, None where there is none; `options` are what the session says
+    of each active provider; `io_binding` and `pinned_memory` say how requests were made.
+    """
+
+    baked: dict[str, Any] | None = None
+    options: dict[str, dict[str, str]] = {}
+    io_binding: bool = False
+    pinned_memory: bool = False
+
+
 class SmokeReport(msgspec.Struct, frozen=True, kw_only=True):
     """What the script inside the container says: asked, active, placed, produced, how fast."""
 
@@ -152,6 +173,7 @@ class SmokeReport(msgspec.Struct, frozen=True, kw_only=True):
     cpu_fallback_said: str = ""
     """With which words it was refused."""
     attention: AttentionFound | None = None
+    session: SessionFound | None = None
     loaded: dict[str, LoadedLibrary] = {}
     """Libraries in the process's memory, by the names of the pins."""
     requests_began_seconds: float | None = None

@@ -152,6 +152,12 @@ def ask(request, *, count, concurrency, seconds=None):
     return latencies
 
 
+def run_steps(session, names, feeds, *, steps):
+    """One request: the model as many times as a picture takes, one after another."""
+    for _ in range(steps):
+        session.run(names, feeds)
+
+
 def answer(numpy, session, job, folder):
     """Every series of the job; also when the first timed request began, and the last had ended."""
     names = [output.name for output in session.get_outputs()]
@@ -159,13 +165,15 @@ def answer(numpy, session, job, folder):
     for number, series in enumerate(job["series"]):
         batch, concurrency = series["batch"], series["concurrency"]
         feeds = read_inputs(numpy, series["inputs"], folder)
-        request = functools.partial(session.run, names, feeds)
+        request = functools.partial(run_steps, session, names, feeds, steps=job.get("steps", 1))
         warmup = max(0, job["warmup"] - (number == 0))  # the first of all was the profiled one
         ask(request, count=warmup, concurrency=concurrency)
-        began = began or time.time()
+        begins = time.time()
+        began = began or begins
         count, seconds = job["requests"], job["series_seconds"]
         latencies = ask(request, count=count, concurrency=concurrency, seconds=seconds)
         timed.append({"batch": batch, "concurrency": concurrency, "latencies_ms": latencies})
+        timed[-1] |= {"began_seconds": begins, "ended_seconds": time.time()}
         spread = f"{len(latencies)} requests, {min(latencies)} to {max(latencies)} ms"
         print(f"planyard: batch {batch}, {concurrency} at once: {spread}", flush=True)
     while time.time() < began + job.get("least_seconds", 0):  # until NVML must have seen it

@@ -299,7 +299,7 @@ def test_a_report_that_cannot_be_written_is_an_error_in_words(tmp_path: Path) ->
     assert "no report could be written: [Errno 21]" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["smoke/inside/ort.py", "smoke/inside/trt_rtx.py"])
+@pytest.mark.parametrize("script", ["smoke/inside/ort.py", "smoke/inside/trt.py"])
 @pytest.mark.parametrize("schema", [2, None])
 def test_a_smoke_job_of_another_schema_is_refused(
     tmp_path: Path, script: str, schema: object
@@ -430,7 +430,7 @@ def test_what_libraries_print_is_not_the_probes_answer(tmp_path: Path) -> None:
 
 def test_there_are_scripts_to_check() -> None:
     names = {path.name for path in SCRIPTS}
-    assert {"ort.py", "probe.py", "trt_rtx.py", "tensorrt.py", "tensorrt_rtx.py"} <= names
+    assert {"ort.py", "probe.py", "trt.py", "tensorrt.py", "tensorrt_rtx.py"} <= names
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)

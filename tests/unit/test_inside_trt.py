@@ -1,4 +1,4 @@
-"""`trt_rtx.py` with a driver and bindings that compute here: what it asks, counts and reports."""
+"""`trt.py` with a driver and bindings that compute here: what it asks, counts and reports."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def loaded(path: str) -> Any:
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    return loaded("smoke/inside/trt_rtx.py")
+    return loaded("smoke/inside/trt.py")
 
 
 class Room:
@@ -80,7 +80,7 @@ class Room:
         self.patch.setitem(sys.modules, "tensorrt_rtx_bindings", bindings(self.engine))
         path = self.folder / "job.json"
         path.write_text(json.dumps(self.job))
-        code: int = self.script.main(["trt_rtx.py", str(path)])
+        code: int = self.script.main(["trt.py", str(path)])
         return code
 
     def report(self) -> SmokeReport:

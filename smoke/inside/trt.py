@@ -1,4 +1,4 @@
-"""Answer requests with a TensorRT for RTX plan inside the image: `python trt_rtx.py JOB.json`.
+"""Answer requests with a TensorRT for RTX plan inside the image: `python trt.py JOB.json`.
 
 The same job and report as `ort.py`; `model` is the plan. The image has no NumPy: tensors are raw
 bytes, device memory comes from the driver. A plan holds only what its compiler placed on the GPU,
@@ -6,7 +6,7 @@ so every layer counts as placed on TensorRT-RTX. A request is one execution of t
 lie on the device before, and what comes out stays there, but for the first one.
 
 Of all this no GPU has run anything yet: the logic was tried with fakes of the driver and of the
-bindings (tests/unit/test_inside_trt_rtx.py), the layer names with plans compiled without a GPU.
+bindings (tests/unit/test_inside_trt.py), the layer names with plans compiled without a GPU.
 """
 
 import collections
@@ -97,8 +97,8 @@ class Reference:
 class Client:
     """One of those who ask at the same time: an execution context, a stream, memory of its own."""
 
-    def __init__(self, trt, cuda, engine):
-        self.trt, self.cuda, self.engine = trt, cuda, engine
+    def __init__(self, trt, cuda, engine, steps=1):
+        self.trt, self.cuda, self.engine, self.steps = trt, cuda, engine, steps
         self.context = engine.create_execution_context()
         if self.context is None:
             raise RuntimeError("no execution context could be made; the log says why")
@@ -150,9 +150,10 @@ class Client:
         self.memory, self.kept, self.outputs = [], [], []
 
     def request(self):
-        """One answer, waited for."""
-        if not self.context.execute_async_v3(self.stream.value):
-            raise RuntimeError("the plan could not be executed; the log says why")
+        """One answer, waited for: the plan as many times as a picture takes."""
+        for _ in range(self.steps):
+            if not self.context.execute_async_v3(self.stream.value):
+                raise RuntimeError("the plan could not be executed; the log says why")
         self.cuda("cuStreamSynchronize", self.stream)
 
     def write_outputs(self, folder):
@@ -225,13 +226,16 @@ def answer(cuda, clients, job, folder):
             outputs, warmup = asking[0].write_outputs(pathlib.Path(job["out"])), max(0, warmup - 1)
         ask(cuda, asking, count=warmup)
         before = reference.times_ms()
-        began = began or time.time()
+        begins = time.time()
+        began = began or begins
         latencies = ask(cuda, asking, count=job["requests"], seconds=job["series_seconds"])
+        answered_at = time.time()
         last = number + 1 == len(job["series"])
         while last and time.time() < began + job.get("least_seconds", 0):  # NVML has to see it
             asking[0].request()
         ended = time.time()
         timed.append({"batch": batch, "concurrency": concurrency, "latencies_ms": latencies})
+        timed[-1] |= {"began_seconds": begins, "ended_seconds": answered_at}
         timed[-1]["reference_ms"] = before + reference.times_ms()
         answered = f"{len(latencies)} requests answered"
         print(f"planyard: batch {batch}, {concurrency} at once: {answered}", flush=True)
@@ -283,7 +287,7 @@ def run(job, folder):
         raise RuntimeError("the plan could not be deserialized; the log says why")
     print(f"planyard: plan ready, {engine.num_layers} layers", flush=True)
     at_once = max(series["concurrency"] for series in job["series"])
-    clients = [Client(trt, cuda, engine) for _ in range(at_once)]
+    clients = [Client(trt, cuda, engine, job.get("steps", 1)) for _ in range(at_once)]
     outputs, series, began, ended = answer(cuda, clients, job, folder)
     return {
         "providers_asked": job["providers"],
