@@ -191,6 +191,8 @@ class Smoking:
             batch=batch_of(spec.inputs, shapes),
             inputs_at=inputs_at,
             command=image.smoke.command if image.smoke else (),
+            session=image.session,
+            source=self.models[cell.model].path if image.tensorrt.refit_identical else None,
         )
 
     def _measure(self, job: SmokeJob, folder: Path) -> tuple[SmokeRun, Arrays]:
@@ -274,6 +276,7 @@ class Smoking:
                 "image": self.images[cell.image].digest,
                 "python": image.python,
                 "command": image.smoke.command if image.smoke else (),
+                "session": msgspec.to_builtins(image.session, enc_hook=int),
                 "served": self._digest_served(cell),
                 "shapes": input_shapes(spec.inputs, spec.profiles[cell.profile]),
                 "backend": cell.backend,

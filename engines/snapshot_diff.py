@@ -235,6 +235,8 @@ IGNORED: dict[type, dict[str, str]] = {
         "profile": "is in the cell's id",
         "precision": "is in the cell's id",
         "compile_seconds": "an estimate of what a rebuild takes, no capability",
+        "inspector": "what the compiler says of the plan's layers: the plan has its own digest",
+        "timing_cache": "what was measured while it was built: the plan has its own digest",
     },
     SmokeVerdict: {
         "reason": "words for the verdict: shown with it",

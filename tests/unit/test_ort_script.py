@@ -128,7 +128,8 @@ def test_requests_go_on_untimed_until_nvml_must_have_seen_them(
     job = {"series": series, "warmup": 1, "requests": 6, "series_seconds": 60, "least_seconds": 5}
     timed, began, ended = ort.answer(np, session, job, tmp_path)
     assert [len(each["latencies_ms"]) for each in timed] == [6]
-    assert len(session.seen) == 6 + 4
+    assert (timed[0]["began_seconds"], timed[0]["ended_seconds"]) == (1, 2)
+    assert len(session.seen) == 6 + 3
     assert (began, ended) == (1, 7)
 
 

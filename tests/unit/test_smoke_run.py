@@ -103,8 +103,12 @@ def test_a_job_has_no_path_of_this_machine(job: SmokeJob, scratch: Path) -> None
     assert str(scratch.parent) not in text
     assert json.loads(text) == {
         "schema": 1,
+        "backend": "onnxruntime-cpu",
         "model": "/model/model.onnx",
+        "source": None,
         "providers": [CPU],
+        "session": None,
+        "steps": 1,
         "series": [{"batch": 1, "concurrency": 1, "inputs": {"x": X_FILE}}],
         "warmup": 2,
         "requests": 2,
@@ -183,7 +187,7 @@ def test_levels_that_hide_lines_are_set_open(job: SmokeJob, scratch: Path) -> No
 def test_each_plan_backend_has_its_script() -> None:
     assert can_smoke("tensorrt-rtx")
     assert can_smoke("onnxruntime-cuda")
-    assert not can_smoke("tensorrt")
+    assert can_smoke("tensorrt")
 
 
 def test_a_run_says_when_it_began_and_what_it_was_allowed(job: SmokeJob, scratch: Path) -> None:

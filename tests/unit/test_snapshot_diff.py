@@ -823,6 +823,8 @@ MUTATED: dict[type, dict[str, Any]] = {
         "profile": "960",
         "precision": "int8",
         "compile_seconds": 1.0,
+        "inspector": OTHER,
+        "timing_cache": OTHER,
     },
     SmokeVerdict: {
         "cell": "rtx/ocr/960/fp16/sm89",
