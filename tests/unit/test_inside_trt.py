@@ -380,17 +380,19 @@ def test_requests_begin_once_and_end_with_the_last_series(room: Room) -> None:
     room.patch.setattr(room.script, "time", clock)
     assert room.run() == 0
     report = room.report()
-    assert (report.requests_began_seconds, report.requests_ended_seconds) == (1, 4)
+    assert (report.requests_began_seconds, report.requests_ended_seconds) == (1, 7)
+    ended = [(each.began_seconds, each.ended_seconds) for each in report.series]
+    assert ended == [(1, 2), (4, 5)]
 
 
 def test_requests_go_on_untimed_until_nvml_must_have_seen_them(room: Room) -> None:
-    room.job |= {"least_seconds": 5, "warmup": 1, "series": [*room.job["series"], room.series(X)]}
+    room.job |= {"least_seconds": 8, "warmup": 1, "series": [*room.job["series"], room.series(X)]}
     ticks = itertools.count(1)
     clock = types.SimpleNamespace(time=lambda: next(ticks), perf_counter=time.perf_counter)
     room.patch.setattr(room.script, "time", clock)
     assert room.run() == 0
     report = room.report()
-    assert (report.requests_began_seconds, report.requests_ended_seconds) == (1, 7)
+    assert (report.requests_began_seconds, report.requests_ended_seconds) == (1, 10)
     assert [len(each.latencies_ms) for each in report.series] == [6, 6]
     assert len(room.engine.executed) == (1 + 6) + (1 + 6) + 3
 
