@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from builders.cli.build import image_app
-from builders.cli.verbs import (
-    DEFAULT_MATRIX,
-    JsonOption,
-    MatrixOption,
-    StoreOption,
-    load,
-    open_store,
-    verb,
-)
+from builders.cli.named_images import PLACES, NamedImages
+from builders.cli.verbs import DEFAULT_MATRIX, JsonOption, MatrixOption, StoreOption, verb
 from planyard.core.errors import EXIT_DONE, EXIT_FINDINGS
 from planyard.edge.console import Console
-
-if TYPE_CHECKING:
-    from engines.store.store import ObjectStore
 
 
 def add_to(app: typer.Typer) -> None:  # noqa: ARG001 - image_app is part of it already
@@ -30,14 +20,7 @@ def add_to(app: typer.Typer) -> None:  # noqa: ARG001 - image_app is part of it 
 
 @verb
 def image_audit(
-    image: Annotated[
-        str,
-        typer.Argument(
-            metavar="REF",
-            help="The image: sha256:… (12 or more of its hex digits), a channel, an image of the "
-            "matrix as it was built last, oci:DIR[:NAME] or docker-archive:FILE.",
-        ),
-    ],
+    image: Annotated[str, typer.Argument(metavar="REF", help=f"The image: {PLACES}")],
     matrix: MatrixOption = DEFAULT_MATRIX,
     store: StoreOption = None,
     json: JsonOption = False,
@@ -52,22 +35,15 @@ def image_audit(
     import msgspec
 
     from builders.audit.audit_text import show_audit
-    from builders.audit.references import find_image
-    from builders.audit.sources import contents_of
     from builders.audit.verdict import asked_of, judge_image
     from planyard.core.cells import expand
     from planyard.core.compat import load_compat
     from planyard.core.findings import failures
 
     console = Console(quiet=json, result=True)
-    # Without a matrix an image is audited for itself; one that was named has to be there.
-    loaded = load(matrix).matrix if matrix != DEFAULT_MATRIX or matrix.exists() else None
-    root = matrix.absolute().parent
-    opened = open_store(store, root=root)
-    source = find_image(image, store=opened, root=root, matrix=loaded)
-    kept_in = opened if store or _exists(opened) else None
-    with Console(quiet=json).step(f"read {source.name or image}") as step:
-        contents, read = contents_of(source, store=kept_in, report=step.update)
+    images = NamedImages(matrix, store, quiet=json)
+    loaded, source = images.matrix, images.find(image)
+    contents, read = images.read(source)
     spec = loaded.images.get(source.name) if loaded else None
     cells = expand(loaded, load_compat()).cells if loaded and spec else ()
     asked = asked_of(source.name or image, spec, cells=cells)
@@ -77,10 +53,3 @@ def image_audit(
     else:
         show_audit(audit, console)
     return EXIT_FINDINGS if failures(audit.findings) else EXIT_DONE
-
-
-def _exists(store: ObjectStore) -> bool:
-    """Whether a store is there: an audit of something elsewhere makes none."""
-    from engines.store.local_store import LocalStore
-
-    return not isinstance(store, LocalStore) or store.root.is_dir()

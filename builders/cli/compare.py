@@ -7,17 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from builders.audit.visible import visible
 from builders.cli.build import image_app
-from builders.cli.verbs import (
-    DEFAULT_MATRIX,
-    JsonOption,
-    MatrixOption,
-    StoreOption,
-    load,
-    open_store,
-    verb,
-)
+from builders.cli.named_images import PLACES, NamedImages
+from builders.cli.verbs import DEFAULT_MATRIX, JsonOption, MatrixOption, StoreOption, verb
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import InputError
 from planyard.core.units import format_bytes
@@ -26,22 +18,16 @@ from planyard.edge.console import Console
 
 if TYPE_CHECKING:
     from builders.audit.contents import ImageContents
-    from builders.audit.owners import Ownership
-    from builders.audit.sources import ImageSource
     from engines.sbom import SbomFormat
     from engines.store.store import ObjectStore
     from planyard.core.results import Package
 
-_PLACES = (
-    "sha256:… (12 or more of its hex digits), a channel, an image of the matrix as it was built "
-    "last, oci:DIR[:NAME] or docker-archive:FILE."
-)
 _ARCHIVE = "docker-archive:"
 _FORMATS: dict[str, SbomFormat] = {"spdx": "spdx", "cyclonedx": "cyclonedx"}
 
-BeforeArgument = Annotated[str, typer.Argument(metavar="A", help=f"Before: {_PLACES}")]
-AfterArgument = Annotated[str, typer.Argument(metavar="B", help=f"After: {_PLACES}")]
-ImageArgument = Annotated[str, typer.Argument(metavar="REF", help=f"The image: {_PLACES}")]
+BeforeArgument = Annotated[str, typer.Argument(metavar="A", help=f"Before: {PLACES}")]
+AfterArgument = Annotated[str, typer.Argument(metavar="B", help=f"After: {PLACES}")]
+ImageArgument = Annotated[str, typer.Argument(metavar="REF", help=f"The image: {PLACES}")]
 
 
 def add_to(app: typer.Typer) -> None:  # noqa: ARG001 - image_app is part of it already
@@ -71,14 +57,16 @@ def image_diff(
 
     from builders.audit.diff import FILES, diff_images
     from builders.audit.diff_text import diff_markdown, show_diff
+    from builders.audit.owners import find_owners
 
     if json and markdown:
         raise InputError(["--json and --markdown: there is one document on stdout, choose one"])
     console = Console(quiet=json or markdown, result=True)
-    images = _Images(matrix, store, quiet=json or markdown)
+    images = NamedImages(matrix, store, quiet=json or markdown)
     found = [images.find(asked) for asked in (before, after)]
-    sides = [images.read(source) for source in found]
-    diff = diff_images(*sides[0], *sides[1], files=None if every else FILES)
+    old, new = (images.read(source)[0] for source in found)
+    sides = (old, find_owners(old), new, find_owners(new))
+    diff = diff_images(*sides, files=None if every else FILES)
     if json:
         console.document(msgspec.json.encode(diff).decode())
     elif markdown:
@@ -109,7 +97,7 @@ def image_sbom(
     if wanted not in _FORMATS:
         raise InputError([f"--format {wanted[:40]}: write {' or '.join(_FORMATS)}"])
     console = Console()
-    data, how = _bill(image, _Images(matrix, store, quiet=False), wanted=_FORMATS[wanted])
+    data, how = _bill(image, NamedImages(matrix, store, quiet=False), wanted=_FORMATS[wanted])
     if output is None:
         console.document(data.decode())
         console.detail(how)
@@ -123,8 +111,9 @@ def image_sbom(
     return 0
 
 
-def _bill(asked: str, images: _Images, *, wanted: SbomFormat) -> tuple[bytes, str]:
+def _bill(asked: str, images: NamedImages, *, wanted: SbomFormat) -> tuple[bytes, str]:
     """The document, and how it came about."""
+    from builders.audit.owners import find_owners
     from builders.sbom.attach import sbom_of
     from engines.sbom import read_sbom, sbom_of_image
 
@@ -132,10 +121,10 @@ def _bill(asked: str, images: _Images, *, wanted: SbomFormat) -> tuple[bytes, st
     record = None if _is_elsewhere(asked) else sbom_of_image(store, source.image)
     if record:
         return read_sbom(store, record, wanted), f"kept with the image in {store.url}"
-    contents, owners = images.read(source)
+    contents, _ = images.read(source)
     made = sbom_of(
         contents,
-        owners,
+        find_owners(contents),
         wanted,
         base=() if _is_elsewhere(asked) else _base_of(contents, store),
         has_manifest=not asked.startswith(_ARCHIVE),
@@ -155,40 +144,6 @@ def _base_of(contents: ImageContents, store: ObjectStore) -> tuple[Package, ...]
         image_of_recipe(store, recipe) if isinstance(recipe, str) and is_digest(recipe) else None
     )
     return found.base if found and found.digest == contents.image else ()
-
-
-class _Images:
-    """The images that arguments name, read where they lie; what was read is kept in the store."""
-
-    def __init__(self, matrix: Path, store: str | None, *, quiet: bool) -> None:
-        # Without a matrix only its images have no names; one that was named has to be there.
-        self._matrix = load(matrix).matrix if matrix != DEFAULT_MATRIX or matrix.exists() else None
-        self._root = matrix.absolute().parent
-        self._console = Console(quiet=quiet)
-        self.store = open_store(store, root=self._root)
-        self._kept_in = self.store if store or _exists(self.store) else None
-
-    def find(self, asked: str) -> ImageSource:
-        """Where the image lies."""
-        from builders.audit.references import find_image
-
-        return find_image(asked, store=self.store, root=self._root, matrix=self._matrix)
-
-    def read(self, source: ImageSource) -> tuple[ImageContents, Ownership]:
-        """What it holds, and whose that is."""
-        from builders.audit.owners import find_owners
-        from builders.audit.sources import contents_of
-
-        with self._console.step(f"read {visible(source.name) or source.image[:19]}") as step:
-            contents, _ = contents_of(source, store=self._kept_in, report=step.update)
-        return contents, find_owners(contents)
-
-
-def _exists(store: ObjectStore) -> bool:
-    """Whether a store is there: to look at something elsewhere makes none."""
-    from engines.store.local_store import LocalStore
-
-    return not isinstance(store, LocalStore) or store.root.is_dir()
 
 
 def _is_elsewhere(asked: str) -> bool:
