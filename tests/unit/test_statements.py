@@ -138,6 +138,7 @@ def test_the_snapshot_is_whole_and_has_the_digest_of_the_store():
         "plans": [msgspec.to_builtins(plan) for plan in PLANS],
         "smoke": json.loads(msgspec.json.encode(SNAPSHOT.smoke)),
         "gates_off": [],
+        "audit": [],
     }
     assert index.put_snapshot(STORE, SNAPSHOT) == in_toto.snapshot_digest(SNAPSHOT)
 
