@@ -49,7 +49,8 @@ def tests(session: nox.Session) -> None:
     if not paths or not all(path.startswith(QUICK) for path in paths):
         session.run("planyard", "setup", success_codes=[0, 5])
     beside = [] if paths else ["-n", "2", "--dist", "loadgroup"]
-    session.run("pytest", *beside, *session.posargs)
+    # planyard is started many hundred times: not every start is to compile its modules anew.
+    session.run("pytest", *beside, *session.posargs, env={"PYTHONDONTWRITEBYTECODE": ""})
 
 
 @nox.session(reuse_venv=True)

@@ -26,7 +26,7 @@ from builders.calibration import copy_calibration
 from builders.inside import Place, out_folder, run_inside
 from builders.models import FetchedModel, identity_of_model
 from builders.workspace import Workspace
-from engines.recipe import Conversion
+from engines.recipe import Conversion, recipe_from_inputs
 from planyard.core.digest import digest_of_value
 from planyard.core.errors import InputError, PlanCompileError
 from planyard.core.matrix import Compile, Model, Precision
@@ -124,6 +124,25 @@ def converted_model(
         check_fp16(report, name=job.name, limits=job.spec.tolerance.get("fp16"))
     path = kept / str(report["model"])
     return ConvertedModel(path=path, digest=digest_of_value(report["files"]))
+
+
+def kept_conversion(
+    inputs: Mapping[str, Any], model: Model, *, fetched: Path, cache: Path
+) -> Path | None:
+    """The ONNX file that a plan of this recipe (`PlanRecord.inputs`) was compiled from.
+
+    `fetched` is the model as published, and the answer where nothing was converted; None when what
+    was converted is not in the cache any more.
+    """
+    recipe = recipe_from_inputs(dict(inputs))
+    if recipe.conversion is None:
+        return fetched
+    digest = digest_of_conversion(model, recipe.conversion, builder=recipe.builder_image)
+    kept = cache / "converted" / digest.removeprefix("sha256:")
+    report = _read_report(kept)
+    if report is None:
+        return None
+    return fetched if report["event"] == "unchanged" else kept / str(report["model"])
 
 
 def _read_report(kept: Path) -> dict[str, Any] | None:

@@ -1,10 +1,10 @@
 """What an image expects of the machine it starts on, baked into it for `images/admit.py`.
 
-An image whose Dockerfile stage copies `planyard-admission/…` is given two files there: `admit.py`,
+An image whose Dockerfile stage copies `planyard-admission/…` is given files there: `admit.py`,
 which lies beside its context's other files, and `expect.json`, made here from the matrix: backend,
-pins, the SMs of its cells, the packages of its lock, and what the image says under `admission`.
-Both are part of the image's recipe. Every check is `on`, or `off` with a reason that ends up in the
-capability snapshot.
+pins, the SMs of its cells, the packages of its lock, and what the image says under `admission`; and
+`session.json` (docs/sessions.md) where the stage copies that. All are part of the image's recipe.
+Every check is `on`, or `off` with a reason that ends up in the capability snapshot.
 """
 
 from __future__ import annotations
@@ -22,11 +22,13 @@ from planyard.core.errors import InputError
 from planyard.core.matrix import GPU_BACKENDS, PLAN_BACKENDS, Image, Matrix, Pins
 from planyard.core.matrix_smoke import ADMISSION_CHECKS, AdmissionCheck, AdmissionSpec
 from planyard.edge import files
+from smoke.session import TENSORRT, providers_of
 
 EXPECTATION_SCHEMA = 1
 ADMISSION_FOLDER = "planyard-admission"
 _ADMIT = "admit.py"
 _EXPECT = "expect.json"
+SESSION = "session.json"
 _RUN = "run"  # an empty folder, for the snapshot and the metric
 # Larger plans would make the start wait for their digest: 64 MiB take about 50 ms.
 DIGEST_LIMIT_BYTES = 64 << 20
@@ -213,6 +215,7 @@ def _packages(spec: Image, pins: Pins, wheels: Sequence[Requirement]) -> dict[st
 def _libraries(spec: Image, pins: Pins) -> tuple[str, ...]:
     """What the backend's own library names in its ELF header, and what it opens at run time."""
     cuda, cudnn = pins.cuda.split(".")[0], pins.cudnn.split(".")[0]
+    lean = "_lean" if spec.tensorrt.runtime == "lean" else ""
     named: Mapping[str, tuple[str, ...]] = {
         "onnxruntime-cuda": (
             f"libcublas.so.{cuda}",
@@ -222,22 +225,30 @@ def _libraries(spec: Image, pins: Pins) -> tuple[str, ...]:
             f"libcudnn.so.{cudnn}",
         ),
         "tensorrt-rtx": (f"libtensorrt_rtx.so.{pins.tensorrt_rtx.split('.')[0]}",),
-        "tensorrt": (f"libnvinfer.so.{pins.tensorrt.split('.')[0]}",),
+        "tensorrt": (f"libnvinfer{lean}.so.{pins.tensorrt.split('.')[0]}",),
     }
-    return tuple(dict.fromkeys((*named.get(spec.backend, ()), *spec.lazy_libraries)))
+    needed = list(named.get(spec.backend, ()))
+    if TENSORRT in spec.session.providers:  # both are in its provider's ELF header (1.31.1)
+        major = pins.tensorrt.split(".")[0]
+        needed += [f"libnvinfer.so.{major}", f"libnvonnxparser.so.{major}"]
+    return tuple(dict.fromkeys((*needed, *spec.lazy_libraries)))
 
 
 def _provider(spec: Image) -> ProviderExpected:
+    """The provider that is asked first, and the files of all; a plan's backend has none."""
+    if spec.backend in PLAN_BACKENDS:
+        return ProviderExpected(name=spec.backend)
     folder = "onnxruntime/capi/libonnxruntime_providers_"
-    names = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-cpu": "CPUExecutionProvider"}
     wanted = ("cuda.so", "shared.so") if spec.backend == "onnxruntime-cuda" else ()
+    if TENSORRT in spec.session.providers:
+        wanted = ("tensorrt.so", *wanted)
     return ProviderExpected(
-        name=names.get(spec.backend, spec.backend),
+        name=providers_of(spec.session, spec.backend)[0],
         files=tuple(f"{folder}{each}" for each in wanted),
     )
 
 
-# How both files get into an image
+# How these files get into an image
 
 
 def wants_admission(stages: str) -> bool:
@@ -255,25 +266,31 @@ def refuse_unused(name: str, said: AdmissionSpec, *, target: str) -> None:
         )
 
 
-def admission_digests(expectation: Expectation, *, context: Path) -> dict[str, str]:
+def admission_digests(
+    expectation: Expectation, *, context: Path, session: bytes | None = None
+) -> dict[str, str]:
     """What the image's recipe says of the files that `stage_admission` lays into its context."""
     return {
         f"{ADMISSION_FOLDER}/{name}": f"{digest_of_bytes(data)} 644"
-        for name, data in _admission_files(expectation, context)
+        for name, data in _admission_files(expectation, context, session)
     }
 
 
-def stage_admission(expectation: Expectation, *, context: Path, staged: Path) -> None:
-    """Lay admit.py, expect.json and an empty folder into a copy of the build context."""
+def stage_admission(
+    expectation: Expectation, *, context: Path, staged: Path, session: bytes | None = None
+) -> None:
+    """Lay admit.py, expect.json, session.json and an empty folder into a copy of the context."""
     folder = staged / ADMISSION_FOLDER
     (folder / _RUN).mkdir(parents=True)
     (folder / _RUN).chmod(0o755)
-    for name, data in _admission_files(expectation, context):
+    for name, data in _admission_files(expectation, context, session):
         files.write_bytes(folder / name, data)
         (folder / name).chmod(0o644)
 
 
-def _admission_files(expectation: Expectation, context: Path) -> Iterator[tuple[str, bytes]]:
+def _admission_files(
+    expectation: Expectation, context: Path, session: bytes | None
+) -> Iterator[tuple[str, bytes]]:
     try:
         yield _ADMIT, (context / _ADMIT).read_bytes()
     except OSError as error:
@@ -282,3 +299,5 @@ def _admission_files(expectation: Expectation, context: Path) -> Iterator[tuple[
             mend="copy images/admit.py of planyard into the build context",
         ) from error
     yield _EXPECT, expectation.to_json()
+    if session is not None:
+        yield SESSION, session

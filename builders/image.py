@@ -15,6 +15,7 @@ import msgspec
 
 from builders.audit.contents import ImageContents
 from builders.audit.known_layers import keep_index
+from builders.baked import session_to_bake
 from builders.base import ResolvedBase
 from builders.context import context_digests, copy_context
 from builders.dockerfile import stage_text
@@ -73,7 +74,7 @@ class ImageRecipe(msgspec.Struct, frozen=True, kw_only=True):
 class ImageOrder:
     """An image to make: what the matrix says, resolved against files and bases.
 
-    `name` is the image's own, or that of the compiler stage that belongs to it.
+    `name` is the image's own, or its compiler stage's; `session` the session.json baked into it.
     """
 
     name: str
@@ -82,6 +83,7 @@ class ImageOrder:
     base: ResolvedBase | None
     python: str
     expectation: Expectation | None = None
+    session: bytes | None = None
 
 
 def order_image(
@@ -101,10 +103,11 @@ def order_image(
     wheels = read_lock(_read(workspace.root, lock), name=lock) if lock else ()
     context, expectation = workspace.root / spec.context, None
     admission: dict[str, str] = {}
+    session = None if compiler else session_to_bake(name, spec, stages=stages, target=target)
     if wants_admission(stages):
         cells = expand(matrix, load_compat()).cells
         expectation = expectation_of(name, matrix=matrix, cells=cells, wheels=wheels)
-        admission = admission_digests(expectation, context=context)
+        admission = admission_digests(expectation, context=context, session=session)
     elif not compiler:
         refuse_unused(name, spec.admission, target=target)
     recipe = ImageRecipe(
@@ -124,6 +127,7 @@ def order_image(
         base=base,
         python=matrix.pins.python,
         expectation=expectation,
+        session=session,
     )
 
 
@@ -236,7 +240,9 @@ def _build(
         if wheels:
             workspace.wheels.stage(wheels, staged / "wheels")
         if order.expectation:
-            stage_admission(order.expectation, context=context, staged=staged)
+            stage_admission(
+                order.expectation, context=context, staged=staged, session=order.session
+            )
         context = staged
     identifier = scratch / "image-id"
     recipe = order.recipe

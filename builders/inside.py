@@ -21,12 +21,17 @@ _TAIL_LINES = 40
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a script runs: image and interpreter, the model's folder, the folder it may write."""
+    """Where a script runs: image and interpreter, the model's folder, the folder it may write.
+
+    `inputs` is a folder it may read as /inputs; with `gpu` it sees this machine's GPUs.
+    """
 
     image: str
     python: str
     model: Path
     out: Path
+    inputs: Path | None = None
+    gpu: bool = False
     memory_bytes: int
     timeout_seconds: float
 
@@ -46,6 +51,7 @@ def run_inside(
     folder = place.out.parent / f"{place.out.name}-job"
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(document))
+    inputs = [Mount(source=place.inputs, target="/inputs")] if place.inputs else []
     container = Container(
         image=place.image,
         command=(place.python, "/planyard/inside.py", "/job/job.json"),
@@ -54,7 +60,9 @@ def run_inside(
             Mount(source=folder, target="/job"),
             Mount(source=place.model, target="/model"),
             Mount(source=place.out, target="/out", writable=True),
+            *inputs,
         ),
+        gpu=place.gpu,
         memory_bytes=place.memory_bytes,
         timeout_seconds=place.timeout_seconds,
     )

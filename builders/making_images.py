@@ -12,15 +12,18 @@ from typing import TYPE_CHECKING
 
 from builders.converted import needs_converter
 from builders.image import ImageOrder, Inspect, make_image, order_image
+from builders.plan_recipes import gpu_of_cell
 from builders.probing import probe_image
 from builders.sharing import Wanted, is_sent, send_image
 from engines import index
+from planyard.core.cells import Cell, plan_cells
 from planyard.core.errors import ImageBuildError
 from planyard.core.results import ImageRecord
-from planyard.edge.gpu import local_gpus
 
 if TYPE_CHECKING:
     from builders.pipeline import Build
+
+AWAITING_GPU = "awaiting a GPU runner: classic TensorRT compiles on a GPU of the cell's own SM"
 
 
 def make_missing_images(work: Build) -> None:
@@ -50,7 +53,8 @@ class _ImageToMake:
 
 def _wanted_images(name: str, work: Build) -> list[Wanted[_ImageToMake]]:
     spec = work.matrix.images[name]
-    kinds = [False, True] if spec.compiler and compiles_here(name, work) else [False]
+    needs_compiler = work.hands_over or compiles_here(name, work)
+    kinds = [False, True] if spec.compiler and needs_compiler else [False]
     wanted = []
     for is_compiler in kinds:
         order = order_image(
@@ -116,7 +120,7 @@ def _ending_alone(name: str, work: Build) -> Iterator[None]:
 def _needed_images(work: Build) -> list[str]:
     """The images of the selected cells, and of the references that cells on a GPU here need."""
     wanted = list(work.cells)
-    if local_gpus():
+    if work.gpus:
         served = {(cell.model, cell.profile) for cell in work.cells if cell.sm is not None}
         wanted += [
             cell
@@ -136,5 +140,31 @@ def _probe(python: str, work: Build) -> Inspect:
 
 
 def compiles_here(image: str, work: Build) -> bool:
-    """Classic TensorRT needs a GPU to compile; TensorRT for RTX and conversions do not."""
-    return work.matrix.images[image].backend == "tensorrt-rtx" or needs_converter(image, work.cells)
+    """Whether anything of an image's cells is compiled or converted on this machine."""
+    if needs_converter(image, work.cells):
+        return True
+    mine = [cell for cell in plan_cells(work.cells) if cell.image == image]
+    if work.matrix.images[image].backend == "tensorrt-rtx":
+        return True
+    return any(not why_not_here(cell, work) for cell in mine)
+
+
+def why_not_here(cell: Cell, work: Build) -> str:
+    """Why a cell's plan cannot be compiled on this machine; empty when it can.
+
+    Classic TensorRT needs a GPU of the cell's own SM, inside a container.
+    """
+    if cell.backend != "tensorrt":
+        return ""
+    if not work.gpus:
+        return AWAITING_GPU
+    if gpu_of_cell(cell, work.gpus) is None:
+        here = ", ".join(sorted({f"SM {gpu.sm / 10}" for gpu in work.gpus}))
+        needs = f"the cell needs SM {(cell.sm or 0) / 10}"
+        return f"awaiting a GPU runner: this machine has {here}, {needs}"
+    if not work.workspace.engine().has_gpu_runtime():
+        return (
+            "awaiting a GPU runner: this machine's Docker engine cannot give its GPU to a "
+            "container: install the NVIDIA container toolkit"
+        )
+    return ""

@@ -19,10 +19,11 @@ from builders.auditing import audit_images
 from builders.conversion import ConvertedModel
 from builders.converted import convert_models
 from builders.image import ImageOrder, load_image
-from builders.making_images import compiles_here, make_missing_images
+from builders.making_images import AWAITING_GPU, make_missing_images, why_not_here
 from builders.models import FetchedModel, fetch_model
 from builders.outcome import report_build
 from builders.plan import CompileJob, PlanOrder, compile_plans, order_plans, stored_plan
+from builders.plan_recipes import gpu_of_cell
 from builders.sharing import Sharing, Wanted, is_sent, send_plan
 from builders.smoking import Smoking
 from builders.snapshots import write_snapshots
@@ -36,8 +37,11 @@ from planyard.core.matrix import Matrix
 from planyard.core.reader import LoadedMatrix
 from planyard.core.report import BuildReport, PlanFailure, SnapshotWritten, WaitingCell
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
+from planyard.edge.gpu import LocalGpu, local_gpus
 
-AWAITING_GPU = "awaiting a GPU runner: classic TensorRT compiles on a GPU of the cell's own SM"
+__all__ = ["AWAITING_GPU", "STEPS", "Build", "build", "check_selection", "start_build"]
+
+_NO_COMPILER = "awaiting a GPU runner: its compiler image was not handed over"
 
 
 @dataclass(kw_only=True)
@@ -62,12 +66,19 @@ class Build:
     waiting: list[WaitingCell] = field(default_factory=list)
     verdicts: dict[str, SmokeVerdict] = field(default_factory=dict)
     snapshots: tuple[SnapshotWritten, ...] = ()
+    hands_over: bool = False
+    """Whether machines with GPUs get the compilers that are built here."""
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     @cached_property
     def sharing(self) -> Sharing:
         """How this build gets on with others on its store."""
         return Sharing.of(self.workspace)
+
+    @cached_property
+    def gpus(self) -> tuple[LocalGpu, ...]:
+        """The GPUs of this machine."""
+        return local_gpus()
 
     @property
     def matrix(self) -> Matrix:
@@ -139,10 +150,17 @@ def _compile_missing(work: Build) -> None:
     for group in compile_groups(plan_cells(work.cells)):
         if group.image in work.image_errors:
             continue
-        if compiles_here(group.image, work):
-            wanted += _wanted_plans(group, work)
-        else:
-            work.waiting += [WaitingCell(cell=cell.id, reason=AWAITING_GPU) for cell in group.cells]
+        here = []
+        for cell in group.cells:
+            reason = why_not_here(cell, work)
+            if not reason and cell.backend == "tensorrt" and group.image not in work.compilers:
+                reason = _NO_COMPILER
+            if reason:
+                work.waiting.append(WaitingCell(cell=cell.id, reason=reason))
+            else:
+                here.append(cell)
+        if here:
+            wanted += _wanted_plans(msgspec.structs.replace(group, cells=tuple(here)), work)
     work.sharing.each_once(
         wanted,
         find=lambda each: _find_plan(each, work),
@@ -163,14 +181,18 @@ def _wanted_plans(group: CompileGroup, work: Build) -> list[Wanted[_PlanToMake]]
     order, compiler = work.compilers[group.image]
     packages = {wheel.name: wheel.version for wheel in order.recipe.wheels}
     together = f"{group.image} {group.model} {group.precision}"
+    orders = order_plans(
+        group, matrix=work.matrix, compiler=compiler, packages=packages, gpus=work.gpus
+    )
     return [
         Wanted(
             recipe=plan.digest,
             what=f"plan {plan.cell.id}",
-            group=together,
+            # What is compiled on a GPU is compiled for that one alone.
+            group=f"{together} {plan.cell.sm}" if group.backend == "tensorrt" else together,
             order=_PlanToMake(group=group, order=plan),
         )
-        for plan in order_plans(group, matrix=work.matrix, compiler=compiler, packages=packages)
+        for plan in orders
     ]
 
 
@@ -210,6 +232,8 @@ def _compile(group: CompileGroup, orders: tuple[PlanOrder, ...], work: Build) ->
         python=work.matrix.images[group.image].python,
         version=pinned_version(work.matrix.pins, group.backend),
         sharing=work.sharing,
+        tensorrt=work.matrix.images[group.image].tensorrt,
+        gpu=gpu_of_cell(orders[0].cell, work.gpus),
     )
     title = f"compile {len(orders)} plans of {group.model} {group.precision}"
     with work.workspace.console.step(title) as step:
@@ -217,6 +241,8 @@ def _compile(group: CompileGroup, orders: tuple[PlanOrder, ...], work: Build) ->
             if isinstance(result, PlanRecord):
                 work.plans[result.cell] = result
                 work.compiled.append(result.cell)
+            elif isinstance(result, WaitingCell):
+                work.waiting.append(result)
             else:
                 work.failures.append(result)
 

@@ -19,6 +19,7 @@ from engines.snapshot_diff import SnapshotDiff
 from planyard.core.cells import Cell, Dropped
 from planyard.core.contents import ImageAudit, ImageDiff
 from planyard.core.findings import Severity
+from planyard.core.loads import LoadReport
 from planyard.core.report import BuildReport
 from planyard.core.schema import matrix_json_schema
 from smoke.own_lines import SmokeLine
@@ -76,6 +77,7 @@ def all_schemas() -> dict[str, dict[str, Any]]:
         "image-diff": ImageDiff,
         "init": Started,
         "labels": NodeLabels,
+        "load": LoadReport,
         "log-check": LogDocument,
         "promote": Move,
         "report": ReportWritten,

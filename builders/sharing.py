@@ -222,7 +222,8 @@ def send_image(store: BuildStore, image: ImageRecord) -> None:
 def send_plan(store: BuildStore, plan: PlanRecord) -> None:
     """Have a plan of the near store in the far one, and then its entry."""
     if isinstance(store, MirroredStore):
-        copy_blob(plan.digest, source=store.near, target=store.far)
+        for digest in index.blobs_of_plan(plan):
+            copy_blob(digest, source=store.near, target=store.far)
         index.put_plan(store.far, plan)
 
 

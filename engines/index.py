@@ -36,14 +36,21 @@ def put_plan(store: Store, plan: PlanRecord) -> str:
     found = digest_of_value(plan.inputs)
     if found != plan.recipe:
         raise IntegrityError(f"{plan.cell}: the recipe is {plan.recipe}, its inputs are {found}")
-    _require_blobs(store, (plan.digest,), of=f"the plan of {plan.cell}")
+    _require_blobs(store, blobs_of_plan(plan), of=f"the plan of {plan.cell}")
     return store.put_entry(PLANS, plan.recipe, canonical_json(msgspec.to_builtins(plan)))
 
 
 def plans_of_recipe(store: Store, recipe: str) -> tuple[PlanRecord, ...]:
-    """The plans of a recipe whose bytes are stored, in the order of their digests."""
-    plans = (plan for plan in _plans(store, recipe) if store.has_blob(plan.digest))
+    """The plans of a recipe that are stored with all that belongs to them, by their digests."""
+    plans = (
+        plan for plan in _plans(store, recipe) if all(map(store.has_blob, blobs_of_plan(plan)))
+    )
     return tuple(sorted(plans, key=lambda plan: (plan.digest, plan.cell)))
+
+
+def blobs_of_plan(plan: PlanRecord) -> tuple[str, ...]:
+    """The plan's bytes, what the inspector says of it, and the timing cache it was built with."""
+    return tuple(filter(None, (plan.digest, plan.inspector, plan.timing_cache)))
 
 
 def all_plans(store: Store) -> Iterator[PlanRecord]:
@@ -81,7 +88,7 @@ def read_manifest(store: Store, image_digest: str) -> Manifest:
 def put_snapshot(store: Store, snapshot: Snapshot) -> str:
     """Enter a snapshot whose image, plans and logs are stored; returns the snapshot's digest."""
     logs = (verdict.log_digest for verdict in snapshot.smoke if verdict.log_digest)
-    plans = (plan.digest for plan in snapshot.plans)
+    plans = (digest for plan in snapshot.plans for digest in blobs_of_plan(plan))
     of = f"the snapshot of {snapshot.image_name} on {snapshot.gpu}"
     _require_blobs(store, (snapshot.image, *plans, *logs), of=of)
     return store.put_entry(SNAPSHOTS, snapshot.image, to_json(snapshot))

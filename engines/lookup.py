@@ -64,6 +64,8 @@ class PlanFound(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     profile: str
     precision: str
+    inspector: str = ""
+    """The digest of what TensorRT's engine inspector says of it, where that is stored."""
 
 
 class PlanNotFitting(msgspec.Struct, frozen=True, kw_only=True):
@@ -101,7 +103,7 @@ def lookup(store: Store, image_digest: str, *, sm: int | None = None) -> LookupR
         if why:
             left_out.append(PlanNotFitting(cell=plan.cell, digest=plan.digest, why=why))
         else:
-            found.append(_found(plan))
+            found.append(_found(store, plan))
     return LookupResult(
         image=digest, snapshots=snapshots, plans=tuple(found), not_fitting=tuple(left_out)
     )
@@ -117,36 +119,46 @@ def pull(
 ) -> tuple[Path, ...]:
     """Write the plans of `result` and `snapshot.json`, the result itself, into `folder`.
 
+    What the engine inspector says of NAME.plan becomes NAME.inspector.json.
     Every plan is verified, also one that was here before, and only what differs is written.
     `snapshot.json` is there only while everything it names is: it goes first and comes last.
 
     From a store elsewhere only chunks are fetched that no file of an earlier pull has, into
     `folder` or into one of `seeds`; `traffic` counts what was reused.
     """
-    wanted: dict[Path, PlanFound] = {}
-    for name, plan in zip(plan_file_names(result.plans), result.plans, strict=True):
-        if wanted.setdefault(folder / name, plan).digest != plan.digest:
-            raise IntegrityError(f"{result.image} has two plans for one file: {name}")
+    wanted = _files_of(result, folder)
     summary, document = folder / SNAPSHOT_FILE, lookup_to_json(result)
     try:
-        differing = [path for path, plan in wanted.items() if not _is(path, plan.digest)]
+        differing = [path for path, (digest, _) in wanted.items() if not _is(path, digest)]
         current = not summary.is_symlink() and summary.is_file() and summary.read_bytes()
         if differing or current != document:
             with Seeds(store, traffic=traffic) as held:
                 if is_far(store):
                     for path in wanted.keys() - set(differing):
-                        held.add(path, wanted[path].digest, group=wanted[path].model)
+                        held.add(path, wanted[path][0], group=wanted[path][1])
                     _add_seeds(held, folders=(folder, *seeds))
                 _put_aside(summary, keep=is_far(store))
                 for path in differing:
-                    plan = wanted[path]
-                    fetch_blob(store, plan.digest, path, seeds=held, group=plan.model)
+                    digest, model = wanted[path]
+                    fetch_blob(store, digest, path, seeds=held, group=model)
             files.write_bytes(summary, document)
             remove_partials(folder)
             (folder / _BEFORE).unlink(missing_ok=True)
     except OSError as error:
         raise StoreError(f"{folder} could not be written: {error.strerror}") from error
     return (*wanted, summary)
+
+
+def _files_of(result: LookupResult, folder: Path) -> dict[Path, tuple[str, str]]:
+    """The digest and the model of each file that a pull writes, but the summary."""
+    wanted: dict[Path, tuple[str, str]] = {}
+    for name, plan in zip(plan_file_names(result.plans), result.plans, strict=True):
+        path = folder / name
+        if wanted.setdefault(path, (plan.digest, plan.model))[0] != plan.digest:
+            raise IntegrityError(f"{result.image} has two plans for one file: {name}")
+        if plan.inspector:
+            wanted[path.with_suffix(".inspector.json")] = (plan.inspector, plan.model)
+    return wanted
 
 
 def _put_aside(summary: Path, *, keep: bool) -> None:
@@ -237,8 +249,10 @@ def _sm(sm: int) -> str:
     return f"{sm // 10}.{sm % 10}"
 
 
-def _found(plan: PlanRecord) -> PlanFound:
+def _found(store: Store, plan: PlanRecord) -> PlanFound:
     fields = {field: getattr(plan, field) for field in PlanFound.__struct_fields__}
+    if plan.inspector and not store.has_blob(plan.inspector):
+        fields["inspector"] = ""  # the plan is good without
     return PlanFound(**fields)
 
 

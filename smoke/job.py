@@ -6,8 +6,11 @@
     backend         the cell's backend
     model           path of the ONNX file, or of the plan
     source          path of the ONNX file a plan without weights is filled from; null otherwise
+    version_compatible  whether the plan also runs on later versions of its TensorRT
     providers       what the session is asked to run on, in order
-    session         how ONNX Runtime's session is made (`session_document`); null for plans
+    session         how ONNX Runtime's session is made (smoke/session.py); null for plans
+    client          a file beside job.json, whose Client asks in place of ort.py's own; null
+                    where no session has I/O binding
     steps           runs of the model, one after another, that make one request
     series          the series of requests, in the order they are asked; at least one. Each has
         batch           the batch size
@@ -27,16 +30,19 @@ goldens were made with. Series with the same inputs name the same files.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planyard.core.cells import Cell
+from planyard.core.errors import InputError
 from planyard.core.matrix import Backend
 from planyard.core.matrix_runtime import SessionSpec
 from planyard.core.matrix_smoke import SmokeLimits
 from smoke.inputs import write_inputs
+from smoke.session import providers_of, session_document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,20 +52,13 @@ if TYPE_CHECKING:
 
 INSIDE = Path(__file__).parent / "inside"
 JOB_SCHEMA = 1
-# What a session of each backend is asked to run on. No CPU beside a GPU: nothing to fall back to.
-PROVIDERS: Mapping[Backend, tuple[str, ...]] = {
-    "onnxruntime-cpu": ("CPUExecutionProvider",),
-    "onnxruntime-cuda": ("CUDAExecutionProvider",),
-    "tensorrt-rtx": ("TensorRT-RTX",),
-    "tensorrt": ("TensorRT",),
-}
 SCRIPTS: Mapping[Backend, str] = {
     "onnxruntime-cpu": "ort.py",
     "onnxruntime-cuda": "ort.py",
     "tensorrt-rtx": "trt.py",
     "tensorrt": "trt.py",
 }
-
+_CLIENT = "bound.py"
 _NVML_SECONDS = 2.5
 """A rate of NVML covers up to a second: a GPU has to work for longer to be seen at it."""
 
@@ -96,16 +95,12 @@ class SmokeJob:
     session: SessionSpec = field(default_factory=SessionSpec)
     source: Path | None = None
     steps: int = 1
+    version_compatible: bool = False
 
     @property
     def providers(self) -> tuple[str, ...]:
         """What the session is asked to run on, in order."""
-        return self.session.providers or PROVIDERS[self.cell.backend]
-
-
-def can_smoke(backend: Backend) -> bool:
-    """Whether there is a script that runs this backend."""
-    return backend in SCRIPTS
+        return providers_of(self.session, self.cell.backend)
 
 
 def series_of(job: SmokeJob) -> tuple[tuple[int, int], ...]:
@@ -119,8 +114,10 @@ def series_of(job: SmokeJob) -> tuple[tuple[int, int], ...]:
 def write_job(job: SmokeJob, work: Path, *, places: Places = Places()) -> None:
     """Write `job.json` and the inputs into `work`, which the container sees as /job.
 
-    The inputs of a batch size are made, written once and let go before those of the next.
+    The inputs of a batch size are made, written once and let go before those of the next. Raises
+    InputError for what a session with a CUDA graph cannot answer.
     """
+    _refuse_graph_of_many(job)
     described = {job.batch: write_inputs(job.inputs, work)}
     series = []
     for batch, concurrency in series_of(job):
@@ -136,8 +133,10 @@ def write_job(job: SmokeJob, work: Path, *, places: Places = Places()) -> None:
         "backend": job.cell.backend,
         "model": f"{places.model}/{job.served.name}",
         "source": f"{places.source}/{job.source.name}" if job.source else None,
+        "version_compatible": job.version_compatible,
         "providers": list(job.providers),
-        "session": None,
+        "session": session_document(job.session, job.cell.backend),
+        "client": _lay_client(job, work),
         "steps": job.steps,
         "series": series,
         "warmup": job.limits.warmup,
@@ -147,3 +146,24 @@ def write_job(job: SmokeJob, work: Path, *, places: Places = Places()) -> None:
         "out": places.out,
     }
     (work / "job.json").write_text(json.dumps(document))
+
+
+def _refuse_graph_of_many(job: SmokeJob) -> None:
+    """ONNX Runtime replays a CUDA graph for one request at a time (its CUDA provider's pages)."""
+    many = max(concurrency for _, concurrency in series_of(job))
+    if job.session.cuda_graph and many > 1:
+        raise InputError(
+            [
+                f"images.{job.cell.image}.session.cuda_graph: a graph is replayed for one request "
+                f"at a time, and {job.cell.id} is asked {many} at once"
+            ],
+            mend="ask one at a time (concurrency: [1]), or remove cuda_graph",
+        )
+
+
+def _lay_client(job: SmokeJob, work: Path) -> str | None:
+    """What keeps tensors on the device has no room in ort.py, and goes into an image beside it."""
+    if not job.session.io_binding or job.command:
+        return None
+    shutil.copyfile(INSIDE / _CLIENT, work / _CLIENT)
+    return _CLIENT

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from planyard.core.findings import Finding, failures
 from planyard.core.matrix import GPU_BACKENDS, Backend, Tolerance
+from planyard.core.matrix_runtime import SessionSpec
 from planyard.core.matrix_smoke import Gates
 from planyard.core.results import SmokeRun, SmokeVerdict, Verdict
 from smoke.baseline import AcceptedRun
@@ -18,10 +19,11 @@ from smoke.gates.logs import check_logs
 from smoke.gates.outputs import check_outputs
 from smoke.gates.placement import check_placement
 from smoke.gates.providers import check_providers
+from smoke.gates.session import check_session
 from smoke.gates.utilization import check_utilization, utilization_figures
 from smoke.gates.versions import check_versions
-from smoke.job import PROVIDERS
 from smoke.rules import RuleSet
+from smoke.session import TENSORRT, providers_of, session_document
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +41,8 @@ class Evidence:
     `golden` is None for the run that makes the golden. `pins` and `needed` are those of
     `pins_to_check`, `asked` the batch sizes and concurrencies of the job's series, `window` the
     accepted runs of the cell, oldest first. `attention_blocks` is None where the model's graph
-    could not be read. `again` is a second run, made because the first was too slow.
+    could not be read. `again` is a second run, made because the first was too slow. `session` is
+    what the matrix says of the image's sessions.
     """
 
     run: SmokeRun
@@ -54,6 +57,7 @@ class Evidence:
     asked: Sequence[Setting]
     window: Sequence[AcceptedRun] = ()
     again: SmokeRun | None = None
+    session: SessionSpec = field(default_factory=SessionSpec)
 
 
 def judge(evidence: Evidence, *, gates: Gates, rules: RuleSet) -> SmokeVerdict:
@@ -95,19 +99,17 @@ def judge(evidence: Evidence, *, gates: Gates, rules: RuleSet) -> SmokeVerdict:
 def _checks(evidence: Evidence, gates: Gates, rules: RuleSet) -> dict[str, Check]:
     """The gates that apply to a run, by name. NVML has nothing to say of a run on the CPU."""
     run, backend = evidence.run, evidence.backend
-    runs, provider = _runs(evidence), PROVIDERS[backend][0]
+    runs, wanted = _runs(evidence), providers_of(evidence.session, backend)
     checks: dict[str, Check] = {
         "logs": lambda: _each(runs, lambda each: check_logs(each, rules=rules)),
-        "providers": lambda: _each(
-            runs, lambda each: check_providers(each, backend_provider=provider)
-        ),
+        "providers": lambda: _each(runs, lambda each: _check_providers(each, evidence)),
         "placement": lambda: _each(
             runs,
             lambda each: check_placement(
                 each,
                 cpu_operators=gates.cpu_operators,
                 memcpy_nodes=gates.memcpy_nodes,
-                backend_provider=provider,
+                wanted=wanted,
             ),
         ),
         "attention": lambda: check_attention(
@@ -121,7 +123,11 @@ def _checks(evidence: Evidence, gates: Gates, rules: RuleSet) -> dict[str, Check
             limits=gates.latency_limits,
             again=evidence.again,
         ),
-        "versions": lambda: check_versions(run, pins=evidence.pins, needed=evidence.needed),
+        "versions": lambda: check_versions(
+            run,
+            pins=evidence.pins,
+            needed={*evidence.needed, *(("tensorrt",) if TENSORRT in wanted else ())},
+        ),
     }
     if backend in GPU_BACKENDS:
         floor = gates.utilization_floor
@@ -146,6 +152,17 @@ def check_exit(run: SmokeRun) -> tuple[Finding, ...]:
     return tuple(
         Finding(gate="exit", rule=ending.rule, where=run.cell, message=ending.message)
         for ending in wrong_endings(run)
+    )
+
+
+def _check_providers(run: SmokeRun, evidence: Evidence) -> tuple[Finding, ...]:
+    """The providers of a session, and how else the matrix wants it made."""
+    spec, backend = evidence.session, evidence.backend
+    return (
+        *check_providers(run, wanted=providers_of(spec, backend)),
+        *check_session(
+            run, document=session_document(spec, backend), set_by_matrix=spec != SessionSpec()
+        ),
     )
 
 

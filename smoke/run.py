@@ -20,7 +20,7 @@ import msgspec
 from planyard.core.results import SmokeReport, SmokeRun, TensorEvidence
 from planyard.core.units import format_bytes
 from planyard.edge.docker import Container, Ended, Mount
-from smoke.job import INSIDE, SCRIPTS, SmokeJob, write_job
+from smoke.job import INSIDE, SCRIPTS, Places, SmokeJob, write_job
 from smoke.own_command import read_lines
 from smoke.own_lines import PROTOCOL
 
@@ -43,6 +43,7 @@ _KINDS = (
     (stat.S_ISSOCK, "a socket"),
 )
 Runner = Callable[[Container], Ended]
+_IN_CONTAINER = Places()
 
 
 class UnreadableError(ValueError):
@@ -59,18 +60,24 @@ class _Reported:
 
 
 def run_job(
-    job: SmokeJob, *, runner: Runner, scratch: Path, clock: Callable[[], float] = time.time
+    job: SmokeJob,
+    *,
+    runner: Runner,
+    scratch: Path,
+    clock: Callable[[], float] = time.time,
+    places: Places = _IN_CONTAINER,
 ) -> tuple[SmokeRun, Arrays]:
     """Run a cell to its end; returns what it said, and its outputs by name.
 
     Outputs that cannot be read are left out, and named among the run's problems. `clock` says the
-    seconds of the epoch.
+    seconds of the epoch. `places` are the paths the script is told: other ones than a container's
+    only where `runner` needs no container.
     """
     work, out = scratch / "job", scratch / "out"
     work.mkdir()
     out.mkdir()
     out.chmod(0o777)  # the image's user is not this one
-    write_job(job, work)
+    write_job(job, work, places=places)
     began_seconds = clock()
     ended = runner(_container(job, work=work, out=out))
     said = _own_report(ended) if job.command else _script_report(ended, out / "report.json")
@@ -106,6 +113,8 @@ def _container(job: SmokeJob, *, work: Path, out: Path) -> Container:
         environment |= _own_environment(job)
     else:
         command = (job.python, "/planyard/smoke.py", "/job/job.json")
+        if job.source:  # its weights may lie in other files of that folder
+            mounts.append(Mount(source=job.source.parent, target="/source"))
         script = INSIDE / SCRIPTS[job.cell.backend]
         mounts.append(Mount(source=script, target="/planyard/smoke.py"))
     return Container(

@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import pytest
 from builders import setup
 from planyard.edge import docker, dockerd, gpu
 from planyard.edge.proc import find_program
+from tests import sampling
 from tests.browser import why_no_chromium
 from tests.cosign_fixture import cosign_keys, cosign_program, make_key_pair  # noqa: F401
 from tests.debian import find_or_unpack
@@ -51,12 +53,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="DIR",
         help="for development: build in this folder, and find it built the next time",
     )
+    group.addoption(
+        "--full-sweep",
+        action="store_true",
+        help="faults at every call, byte and request, where a usual run tries a fixed part of them",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     unknown = sorted(_required(config) - set(NEEDS))
     if unknown:
         raise pytest.UsageError(f"--require {','.join(unknown)}: choose from {', '.join(NEEDS)}")
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False  # pytest-xdist would begin with the most tests
+    sampling.full_sweep = config.getoption("--full-sweep")
     # CI cancels with SIGTERM: the engine and its folder must go then, too.
     signal.signal(signal.SIGTERM, _interrupt)
     # A shell starts background jobs with Ctrl-C ignored, and what they start would inherit that.
@@ -67,17 +77,46 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
+ENGINE, ALONE = "engine", "engine-alone"
+"""Tests that look at the default build; and those with an engine that make all they need."""
+_KINDS = (ENGINE, ALONE, "tests/integration", "tests/contract", "tests/property", "tests/unit")
+"""Groups in the order they are given out: what takes long must not be begun last."""
+
+
 # First: pytest-xdist reads the marks in the same hook, and is registered later than this file.
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: one worker has the engine, and builds what its tests share."""
-    for item in items:
-        needs_engine = "engine_host" in getattr(item, "fixturenames", ())
-        if needs_engine or item.get_closest_marker("docker") or "engine" in item.path.stem:
-            group = "engine"
-        else:
-            group = item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """With `-n 2 --dist loadgroup`: who runs beside whom, the longest groups first.
+
+    One worker makes the default build, which is two gigabytes, and runs all that looks at it. Where
+    engines are private, the other has one, too: what a test leaves in one meets no test there.
+    """
+    is_worker = hasattr(config, "workerinput")
+    two_engines = is_worker and docker.find_engine() is None
+    groups = {item: _group_of(item, two_engines=two_engines) for item in items}
+    for item, group in groups.items():
+        if not item.get_closest_marker("xdist_group"):
+            item.add_marker(pytest.mark.xdist_group(group))
+    if is_worker:
+        sizes = Counter(groups.values())
+        items.sort(key=lambda item: (_kind_of(groups[item]), -sizes[groups[item]]))
+
+
+def _group_of(item: pytest.Item, *, two_engines: bool) -> str:
+    if marked := item.get_closest_marker("xdist_group"):
+        return str(marked.args[0])
+    fixtures = getattr(item, "fixturenames", ())
+    if "built" in fixtures:
+        return ENGINE
+    if "engine_host" in fixtures or item.get_closest_marker("docker") or "engine" in item.path.stem:
+        return ALONE if two_engines else ENGINE
+    return item.nodeid.partition("::")[0]
+
+
+def _kind_of(group: str) -> int:
+    """Its place in _KINDS; a group that a test names itself comes with the integration tests."""
+    kind = group if "/" not in group else "/".join(group.split("/")[:2])
+    return _KINDS.index(kind) if kind in _KINDS else 2
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -21,11 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from planyard.core.digest import digest_of_bytes
 from planyard.edge import proc
 from planyard.edge.docker import Container, Ended
 from tests import small_site, tars
-from tests.smoke_runs import InProcess, ended, host_path
+from tests.smoke_runs import InProcess, ended, host_path, no_reference_load
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LOG, HANG, GATE = "FAKE_BUILDS_LOG", "FAKE_BUILDS_HANG", "FAKE_BUILDS_GATE"
@@ -233,6 +235,7 @@ def main() -> None:
     engine: Any = FakeEngine()
     docker.find_engine = lambda: engine  # type: ignore[assignment]
     setup.missing_tools = lambda **_: ()  # type: ignore[assignment]
+    no_reference_load(pytest.MonkeyPatch())
     if gate := os.environ.get(GATE):
         print("ready", flush=True)
         with open(gate, "rb") as file:  # noqa: PTH123

@@ -1,4 +1,4 @@
-"""A driver and TensorRT for RTX bindings that compute on this machine, for `trt.py`.
+"""A driver and bindings of both TensorRTs that compute on this machine, for `trt.py`.
 
 They keep what the real ones ask: calls come from a thread that entered the context, memory is
 allocated before it is used and freed once, and an execution has happened only when its stream was
@@ -8,6 +8,7 @@ waited for. The engine computes `y = 2·x`.
 from __future__ import annotations
 
 import ctypes
+import importlib.machinery
 import json
 import re
 import threading
@@ -205,14 +206,72 @@ class Engine:
         return types.SimpleNamespace(get_engine_information=lambda form: self.told)
 
 
-def bindings(engine: Engine | None) -> Any:
-    """The module `tensorrt_rtx_bindings`, whose plans all are this engine."""
-    module: Any = types.ModuleType("tensorrt_rtx_bindings")
-    module.__version__ = "1.7.1.116"
+def plan_of(version: str, *, magic: bytes = b"ftrt", body: bytes = b"plan") -> bytes:
+    """A plan's file as far as this script and these bindings look at it (engines/header.py)."""
+    parts = bytes(int(part) for part in version.split("."))
+    return magic + bytes(20) + parts + bytes(4) + body
+
+
+def bindings(
+    engine: Engine | None, *, name: str = "tensorrt_rtx_bindings", version: str = "1.7.1.116"
+) -> Any:
+    """Bindings of this name, whose plans all are this engine; `runtimes` are those that were made.
+
+    A plan with the body `host` has host code, and is taken only where that is allowed.
+    """
+    module: Any = types.ModuleType(name)
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
+    module.__version__ = version
     module.TensorIOMode, module.TensorLocation = MODES, PLACES
     module.LayerInformationFormat = types.SimpleNamespace(JSON="json")
     module.Logger = type("Logger", (), {"WARNING": 2, "__init__": lambda self, level: None})
-    module.Runtime = lambda logger: types.SimpleNamespace(
-        deserialize_cuda_engine=lambda data: engine if data == b"plan" else None
-    )
+    module.runtimes = []
+
+    class Runtime:
+        engine_host_code_allowed = False
+
+        def __init__(self, logger: Any) -> None:
+            module.runtimes.append(self)
+
+        def deserialize_cuda_engine(self, data: bytes) -> Engine | None:
+            taken = [b"plan", b"host"] if self.engine_host_code_allowed else [b"plan"]
+            return engine if data[32:] in taken else None
+
+    module.Runtime = Runtime
     return module
+
+
+class Weights:
+    """The weights of a stripped plan: `needed` by the plan, `given` by the ONNX file."""
+
+    def __init__(self, *, needed: tuple[str, ...] = ("a", "b"), given: str = "ab") -> None:
+        self.needed, self.given = needed, given
+        self.source = ""
+        self.taken: set[str] = set()
+        self.done = False
+        self.refuses = False
+        self.unreadable = False
+
+    def add_to(self, module: Any) -> None:
+        """Give full TensorRT's refitter and its ONNX parser to bindings."""
+        module.Refitter = lambda engine, log: self
+        module.OnnxParserRefitter = lambda refitter, log: refitter
+
+    num_errors = 1
+
+    def get_error(self, index: int) -> Any:
+        return types.SimpleNamespace(desc=lambda: "node /conv: no such initializer")
+
+    def refit_from_file(self, source: str) -> bool:
+        self.source, self.taken = source, {name for name in self.needed if name in self.given}
+        return not self.unreadable
+
+    def get_missing_weights(self) -> list[str]:
+        return [name for name in self.needed if name not in self.taken]
+
+    def get_all_weights(self) -> list[str]:
+        return list(self.needed)
+
+    def refit_cuda_engine(self) -> bool:
+        self.done = not self.refuses and not self.get_missing_weights()
+        return self.done

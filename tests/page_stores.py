@@ -11,6 +11,7 @@ import msgspec
 
 from engines import index
 from engines.channels.moves import Mover, promote
+from engines.loads import put_load
 from engines.snapshot import BudgetFigures, Snapshot, VersionFound
 from engines.store.protocol import Store
 from engines.store.store import ObjectStore
@@ -24,6 +25,7 @@ from planyard.core.results import (
     SmokeVerdict,
 )
 from tests.capability_sites import a_snapshot, a_verdict, recipe_of
+from tests.page_loads import a_load, put_loads
 from tests.signed_evidence import an_image
 
 IMAGES = {"rtx": True, "rtx-large": True, "ort-gpu": False, "ort-lite": False}
@@ -69,10 +71,12 @@ def thousand(
     steps: int = 20,
     models: Sequence[str] = MODELS,
     sms: Sequence[int] = SMS,
+    loads: int = 0,
 ) -> None:
     """A thousand cells of four images, each image in so many steps; channels at two of them.
 
-    Fewer `models` or `sms` make fewer cells; with `unet` and 120 there are cells not run.
+    Fewer `models` or `sms` make fewer cells; with `unet` and 120 there are cells not run. In the
+    last `loads` steps each other cell has a load run.
     """
     log = a_log(store, stdout="ready\n", stderr=log_text(80))
     lost = a_log(store, stdout="ready\n", stderr=log_text(400, loss_at=200))
@@ -82,6 +86,9 @@ def thousand(
             snapshots = _step(store, name, verdicts, models=models, sms=sms)
             for snapshot in snapshots:
                 index.put_snapshot(store, snapshot)
+                if step >= steps - loads:
+                    cells = [each.cell for each in snapshot.smoke if each.verdict != "not run"]
+                    put_loads(store, cells, image=snapshot.image, created=snapshot.created)
             if name == "ort-lite" and step in (steps - 3, steps - 2):
                 mover = Mover(by="ann@desk", now=f"2026-10-{step + 1:02}T18:00:00Z")
                 channel = "stable" if step == steps - 3 else "canary"
@@ -235,3 +242,6 @@ def hostile(store: ObjectStore) -> None:
             planyard_version=HOSTILE,
         )
         index.put_snapshot(store, of_image(snapshot, record))
+        names = {"workload": HOSTILE, "gpu": HOSTILE, "driver": HOSTILE, "versions": {HOSTILE: "1"}}
+        shown = f"rtx{HOSTILE}/{cell.removeprefix('rtx/')}"
+        put_load(store, a_load(shown, image=record.digest, created=created, **names))

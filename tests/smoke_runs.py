@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+import smoke.reference
 from builders.measuring import Instruments
 from planyard.core.results import (
     AttentionFound,
@@ -24,6 +26,7 @@ from planyard.core.results import (
     LatencySeries,
     LoadedLibrary,
     NodePlacement,
+    SessionFound,
     SmokeReport,
     SmokeRun,
 )
@@ -54,6 +57,7 @@ def report_of(**changes: Any) -> SmokeReport:
         "memcpy_nodes": 0,
         "cpu_fallback_refused": True,
         "attention": AttentionFound(fused=0),
+        "session": SessionFound(),
         "latencies_ms": LATENCIES_MS,
         "series": (LatencySeries(batch=1, concurrency=1, latencies_ms=LATENCIES_MS),),
         "loaded": {
@@ -97,6 +101,11 @@ class BusyGpu:
 
 
 INSTRUMENTS = Instruments(reference=lambda: (5.0, 5.0), sampler=BusyGpu)
+
+
+def no_reference_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For builds that are not about time: the host's load takes 5 ms, without any work."""
+    monkeypatch.setattr(smoke.reference, "_time_ms", lambda *_: 5.0)
 
 
 def run_of(report: SmokeReport | None = None, **changes: Any) -> SmokeRun:
@@ -171,6 +180,7 @@ class InProcess:
             "memcpy_nodes": 0,
             "cpu_fallback_refused": False,
             "attention": {"fused": 0},
+            "session": {},
             "outputs": outputs,
             "latencies_ms": times_ms,
             "series": [

@@ -25,6 +25,7 @@ from planyard.core.digest import digest_of_bytes, digest_of_value
 from planyard.core.results import PlanRecord
 from tests import kept_store
 from tests.channel_sites import ANN, CHANNEL
+from tests.faults import Call
 
 FAMILY = digest_of_bytes(b"a model")
 POINTER = "raw"
@@ -170,6 +171,12 @@ def damage_packs(folder: Path) -> None:
     """Every second pack loses its end."""
     for path in sorted((store_in(folder).root / "packs").glob("*/*"))[::2]:
         _damage(path)
+
+
+def kind_of(call: Call) -> tuple[str, str]:
+    """What is done, and below which of the store's folders: `rename` in `packs`."""
+    _, _, below = call.path.partition("/store/")
+    return call.name, below.partition("/")[0]
 
 
 def _damage(path: Path) -> None:

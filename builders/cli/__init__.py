@@ -53,6 +53,7 @@ def add_verbs() -> None:
         compare,
         github,
         init,
+        load,
         log,
         look,
         report,
@@ -62,7 +63,7 @@ def add_verbs() -> None:
         tend,
     )
 
-    making = (build, audit, compare, report, init)
+    making = (build, audit, compare, load, report, init)
     keeping = (channels, sign, snapshot, store)
     for module in (*making, look, *keeping, log, github, tend):
         module.add_to(app)

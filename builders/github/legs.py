@@ -38,6 +38,7 @@ def build_images(
     """Build the images of the selected cells, and the compilers that belong to them."""
     started = time.monotonic()
     work = start_build(loaded, patterns=patterns, workspace=workspace)
+    work.hands_over = True  # a GPU node compiles with it, and builds nothing
     make_images(work)
     handed = [
         HandedImage(
@@ -137,6 +138,9 @@ def _plans_not_made(work: Build) -> Iterable[str]:
             continue
         order, compiler = work.compilers[group.image]
         packages = {wheel.name: wheel.version for wheel in order.recipe.wheels}
-        for plan in order_plans(group, matrix=work.matrix, compiler=compiler, packages=packages):
+        orders = order_plans(
+            group, matrix=work.matrix, compiler=compiler, packages=packages, gpus=work.gpus
+        )
+        for plan in orders:
             if stored_plan(plan, workspace=work.workspace) is None:
                 yield plan.cell.id

@@ -19,8 +19,10 @@ from engines.channels.history import history
 from engines.channels.record import ChannelState
 from engines.diffing.views import View, view_of
 from engines.index import SNAPSHOTS, snapshots_of_image
+from engines.loads import LOADS, loads_of_image
 from engines.snapshot import Snapshot
 from planyard.core.errors import IntegrityError, LookupMissError, StoreError
+from planyard.core.loads import LoadRecord
 
 if TYPE_CHECKING:
     from engines.store.store import ObjectStore
@@ -84,6 +86,8 @@ class Knowledge:
     url: str
     histories: dict[str, History]
     channels: tuple[Channel, ...] = ()
+    loads: tuple[LoadRecord, ...] = ()
+    """Every load run of every image."""
 
 
 class Log(msgspec.Struct, frozen=True):
@@ -133,7 +137,8 @@ def read_store(store: ObjectStore, *, root: Path, steps: int = STEPS) -> Knowled
         name: history_of(name, snapshots, channels=at, steps=steps)
         for name, snapshots in sorted(by_name.items())
     }
-    return Knowledge(url=store.url, histories=histories, channels=channels)
+    loads = tuple(record for image in store.keys(LOADS) for record in loads_of_image(store, image))
+    return Knowledge(url=store.url, histories=histories, channels=channels, loads=loads)
 
 
 def read_channels(store: ObjectStore, *, root: Path) -> tuple[Channel, ...]:

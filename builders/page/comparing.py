@@ -6,21 +6,25 @@ neighbours in time and for the places of channels, and for others the page says 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import pairwise, permutations
+from collections.abc import Container, Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise, permutations
 from typing import Any
 
 import msgspec
 
 from builders.page.collect import History, Step
+from engines.diffing.views import key_of
 from engines.snapshot_diff import SnapshotDiff, diff_snapshots, lines_of_work
 from planyard.core.digest import short
+from planyard.core.loads import LoadRecord
 from planyard.core.results import PlanRecord, SmokeVerdict
 
 MOST_PAIRS = 200
 MOST_CHANGES = 60
 MOST_CELLS = 8
 """Cells that are named under a change."""
+MOST_SERIES = 4000
+"""Series of load runs that can be compared: 150 kB of the page."""
 
 
 class Followed(msgspec.Struct, frozen=True, kw_only=True):
@@ -91,10 +95,15 @@ def _pairs(history: History) -> Iterator[tuple[Step, Step]]:
     yield from ((step, history.now) for step in marked)
 
 
-def figures(histories: Iterable[History], known: dict[tuple[str, str], Follows]) -> dict[str, Any]:
+def figures(
+    histories: Iterable[History],
+    known: dict[tuple[str, str], Follows],
+    loads: Sequence[LoadRecord] = (),
+) -> dict[str, Any]:
     """The document that the page's script reads: images oldest first, cells by their number.
 
-    A cell is `[verdict, p50_ms, p95_ms, plan recipe, plan bytes, failed gates]`.
+    A cell is `[verdict, p50_ms, p95_ms, plan recipe, plan bytes, failed gates]`, a load run
+    `[workload, cell, GPU, steps, [[batch, concurrency, p50_ms, p95_ms, items per second], …]]`.
     """
     numbers: dict[str, int] = {}
     images: dict[str, dict[str, Any]] = {}
@@ -102,6 +111,8 @@ def figures(histories: Iterable[History], known: dict[tuple[str, str], Follows])
         for step in history.steps:
             images.pop(step.image, None)  # one that came back stands where it came back
             images[step.image] = _figures_of(step, numbers)
+    for record in loads_to_compare(loads, images):
+        images[record.image]["loads"].append(_load_row(record, numbers))
     places = {image: number for number, image in enumerate(images)}
     pairs = {
         f"{places[before]}-{places[after]}": msgspec.to_builtins(follow)
@@ -131,7 +142,36 @@ def _figures_of(step: Step, numbers: dict[str, int]) -> dict[str, Any]:
             )
             for key in step.view.cells
         },
+        "loads": [],
     }
+
+
+def loads_to_compare(
+    loads: Iterable[LoadRecord], images: Container[str], *, most: int = MOST_SERIES
+) -> list[LoadRecord]:
+    """The newest run of each workload, cell, GPU and number of steps on each of `images`.
+
+    The newest first, until they have `most` series: the page holds no more.
+    """
+    found: dict[tuple[str, str, str, str, int], LoadRecord] = {}
+    for each in sorted(loads, key=lambda each: each.created, reverse=True):
+        if each.image in images:
+            key = (each.image, each.workload, key_of(each.cell), each.gpu, each.steps)
+            found.setdefault(key, each)
+    series = accumulate(len(each.series) for each in found.values())
+    return [each for each, count in zip(found.values(), series, strict=True) if count <= most]
+
+
+def _load_row(record: LoadRecord, numbers: dict[str, int]) -> list[object]:
+    key = key_of(record.cell)
+    series = [
+        [each.batch, each.concurrency]
+        + [round(value, 3) for value in (each.p50_ms, each.p95_ms)]
+        + [float(f"{each.items_per_second:.4g}")]
+        for each in record.series
+    ]
+    cell = numbers.setdefault(key, len(numbers))
+    return [record.workload, cell, record.gpu, record.steps, series]
 
 
 def _row(verdict: SmokeVerdict | None, plan: PlanRecord | None) -> Sequence[object]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from builders.page.cells import Cell
 from builders.page.collect import Log
 from builders.page.drawing import Series, all_series
+from builders.page.loads import LoadPart, load_parts
 from builders.page.logs import Excerpt, excerpt, stream_of
 from planyard.core.findings import Finding
 from planyard.core.gates import GATE_NAMES
+from planyard.core.loads import LoadRecord
 from planyard.core.matrix import Matrix
 from planyard.core.results import NodePlacement
 
@@ -70,6 +72,8 @@ class Details:
     log_problem: str
     log_files: dict[str, str]
     """The file that holds the whole of each stream, by its name."""
+    loads: tuple[LoadPart, ...] = ()
+    """What load runs measured, a part for each workload."""
 
 
 def details(
@@ -80,8 +84,12 @@ def details(
     store: str,
     log: Log | None,
     log_files: Mapping[str, str],
+    loads: Sequence[LoadRecord] = (),
 ) -> Details:
-    """Everything about a cell; `store` is what a reader writes after `--store`, or empty."""
+    """Everything about a cell; `store` is what a reader writes after `--store`, or empty.
+
+    `loads` are the cell's load runs, the newest first.
+    """
     findings = cell.verdict.findings if cell.verdict else ()
     streams = []
     if log and not log.problem:
@@ -100,6 +108,7 @@ def details(
         streams=tuple(streams),
         log_problem=log.problem if log else "",
         log_files=dict(log_files),
+        loads=load_parts(cell, loads),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,14 @@ import planyard
 from builders.page.collect import STEPS, Knowledge, Log, LogReader, read_store
 from builders.page.comparing import Follows, figures, follows, pairs_of
 from builders.page.details import details
+from builders.page.loads import by_cell
 from builders.page.overview import Overview, overview
 from builders.page.rendering import cell_page, index_page
 from builders.page.writing import KIND, Draft, Mark, drafting, publish
 from planyard.core.cells import expand
 from planyard.core.compat import load_compat
 from planyard.core.contents import ImageAudit
+from planyard.core.loads import LoadRecord
 from planyard.core.matrix import Matrix
 
 if TYPE_CHECKING:
@@ -83,7 +85,10 @@ def write_report(
             made=made,
         )
         reader = LogReader(store=store)
-        logs = write_evidence(page, draft, reader=reader, matrix=matrix, store=store_shown)
+        loads = by_cell(known.loads)
+        logs = write_evidence(
+            page, draft, reader=reader, matrix=matrix, store=store_shown, loads=loads
+        )
         index = render_index(page, known, compared, evidence=draft.name)
         mark = Mark(kind=KIND, planyard=planyard.__version__, made=made, evidence=draft.name)
         publish(draft, folder, index=index, mark=mark)
@@ -111,7 +116,7 @@ def render_index(
     evidence: str,
 ) -> str:
     """The first page, with the figures that its script compares."""
-    document = figures(known.histories.values(), dict(compared))
+    document = figures(known.histories.values(), dict(compared), known.loads)
     return index_page(page, figures=document, cells=f"{evidence}/cells")
 
 
@@ -122,6 +127,7 @@ def write_evidence(
     reader: LogReader,
     matrix: Matrix | None,
     store: str,
+    loads: Mapping[str, Sequence[LoadRecord]],
 ) -> int:
     """A page for each cell, and its whole log beside it; how many logs were written."""
     logs = 0
@@ -141,6 +147,7 @@ def write_evidence(
                 store=store,
                 log=log,
                 log_files=names,
+                loads=loads.get(cell.id, ()),
             )
             draft.add(f"cells/{cell.page}.html", cell_page(shown, page))
     return logs

@@ -44,6 +44,8 @@ class ImagePart:
     follows: Follows | None
     audit: ImageAudit | None
     wanted: bool
+    loaded: frozenset[str] = frozenset()
+    """The cells that a load run of the newest image measured."""
 
     @property
     def now(self) -> Step | None:
@@ -109,6 +111,8 @@ class Overview:
     images: tuple[ImagePart, ...]
     channels: tuple[Channel, ...]
     rules: tuple[DropRule, ...]
+    loads_elsewhere: int = 0
+    """Load runs of cells that are not on any page."""
 
     @cached_property
     def cells(self) -> tuple[Cell, ...]:
@@ -186,8 +190,10 @@ def overview(
             follows=None,
             audit=audits.get(history.now.image) if history else None,
             wanted=matrix is None or name in matrix.images,
+            loaded=_loaded(history, known),
         )
         parts.append(_with_follows(part, follows))
+    shown = {cell.id for part in parts for cell in part.cells}
     return Overview(
         title=title,
         store=store,
@@ -196,7 +202,13 @@ def overview(
         images=tuple(parts),
         channels=known.channels,
         rules=rules_of(expansion.dropped if expansion else ()),
+        loads_elsewhere=sum(each.cell not in shown for each in known.loads),
     )
+
+
+def _loaded(history: History | None, known: Knowledge) -> frozenset[str]:
+    now = history.now.image if history else ""
+    return frozenset(each.cell for each in known.loads if each.image == now)
 
 
 def _with_follows(part: ImagePart, known: Mapping[tuple[str, str], Follows]) -> ImagePart:

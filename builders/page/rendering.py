@@ -18,6 +18,7 @@ from markupsafe import Markup
 import planyard
 from builders.page.details import Details, line_anchor
 from builders.page.drawing import change_percent, format_ms
+from builders.page.load_scale import format_rate
 from builders.page.logs import visible
 from builders.page.overview import Overview, sparkline, why
 from planyard.core.digest import short
@@ -41,7 +42,7 @@ def cell_page(shown: Details, page: Overview) -> str:
     """The page of one cell; it says nothing of when it was made, so that it stays the same."""
     return _render(
         "cell.html.j2",
-        assets=_assets("base.css", "copy.js"),
+        assets=_assets("base.css", "load.css", "copy.js"),
         shown=shown,
         cell=shown.cell,
         title=page.title,
@@ -74,6 +75,7 @@ def _environment() -> Environment:
     made.filters |= {
         "size": format_bytes,
         "ms": format_ms,
+        "rate": format_rate,
         "seconds": format_seconds,
         "short": short,
         "when": _when,

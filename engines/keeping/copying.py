@@ -3,8 +3,9 @@
 An entry is written after all it names: image and plans, then the logs, then the records, the
 snapshots, and the evidence, which speaks of them. A copy that was killed goes on where it ended.
 
-Not copied are goldens, verdicts and probes: a build keeps them to save its own time, under keys
-that no snapshot names, and makes them again. Channels stay where they are: `promote` decides there.
+Not copied are goldens, verdicts and probes, nor the entries by which builds find timing caches: a
+build keeps them to save its own time, under keys that no snapshot names, and makes them again.
+Channels stay where they are: `promote` decides there.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 import msgspec
 
 from engines.evidence.entries import EVIDENCE
-from engines.index import IMAGES, PLANS, SNAPSHOTS, read_manifest
+from engines.index import IMAGES, PLANS, SNAPSHOTS, blobs_of_plan, read_manifest
+from engines.loads import LOADS
 from engines.sbom import SBOMS, sbom_from_bytes
 from engines.snapshot import Snapshot, from_json
 from engines.store import objects as names
@@ -143,8 +145,9 @@ class _Copying:
             self._entry(SNAPSHOTS, image, document)
         for document in self.source.entries(SBOMS, image):
             self._bill(image, document)
-        for document in self.source.entries(EVIDENCE, image):
-            self._entry(EVIDENCE, image, document)
+        for kind in (EVIDENCE, LOADS):
+            for document in self.source.entries(kind, image):
+                self._entry(kind, image, document)
         tell()
 
     def _blobs(self, snapshot: Snapshot, *, tell: Callable[[], None]) -> None:
@@ -213,6 +216,7 @@ def _blobs_of(source: ObjectStore, snapshot: Snapshot) -> Iterator[tuple[str, in
     yield snapshot.image, 0
     for plan in snapshot.plans:
         yield plan.digest, plan.size_bytes
+        yield from ((digest, 0) for digest in blobs_of_plan(plan)[1:])
     for verdict in snapshot.smoke:
         if verdict.log_digest:
             yield verdict.log_digest, 0

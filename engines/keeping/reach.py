@@ -18,10 +18,12 @@ from engines.channels.history import PROMOTIONS
 from engines.channels.record import ChannelRecord, key_of_channel
 from engines.conversions import CONVERSIONS, ConversionRecord
 from engines.evidence.entries import EVIDENCE
-from engines.index import IMAGES, PLANS, SNAPSHOTS
+from engines.index import IMAGES, PLANS, SNAPSHOTS, blobs_of_plan
+from engines.loads import LOADS, load_from_bytes
 from engines.sbom import SBOMS, SbomRecord
 from engines.snapshot import Snapshot, from_json
 from engines.store.claims import CLAIMS, SWEEPS
+from engines.timing_caches import TIMINGS, key_of_timings, timings_from_bytes
 from planyard.core.digest import digest_of_value, is_digest, short
 from planyard.core.errors import InputError, IntegrityError
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
@@ -33,7 +35,7 @@ LATENCIES = "latencies"
 LAYER_INDEXES = "layer-index"
 KINDS = (
     *(PLANS, IMAGES, SNAPSHOTS, EVIDENCE, PROMOTIONS, VERDICTS, GOLDENS, PROBES, LATENCIES),
-    *(LAYER_INDEXES, CLAIMS, SWEEPS, CONVERSIONS, SBOMS),
+    *(LAYER_INDEXES, CLAIMS, SWEEPS, CONVERSIONS, SBOMS, TIMINGS, LOADS),
 )
 
 _DIGESTS = re.compile(rb"sha256:[0-9a-f]{64}")
@@ -111,7 +113,7 @@ def _plan(_: str, document: bytes) -> Said:
         title=f"plan {plan.cell}",
         key=plan.recipe,
         subject=plan.digest,
-        blobs=(plan.digest,),
+        blobs=blobs_of_plan(plan),
         mentions=_mentions(document),
     )
 
@@ -130,11 +132,12 @@ def _image(_: str, document: bytes) -> Said:
 def _snapshot(_: str, document: bytes) -> Said:
     found = from_json(document)
     logs = tuple(each.log_digest for each in found.smoke if each.log_digest)
+    plans = (digest for plan in found.plans for digest in blobs_of_plan(plan))
     return Said(
         title=f"snapshot of {found.image_name} {short(found.image)} on {found.gpu}",
         key=found.image,
         subject=found.image,
-        blobs=(found.image, *(plan.digest for plan in found.plans), *logs),
+        blobs=(found.image, *plans, *logs),
         mentions=_mentions(document),
         snapshot=_outline(found),
     )
@@ -219,6 +222,23 @@ def _conversion(_: str, document: bytes) -> Said:
     )
 
 
+def _timings(_: str, document: bytes) -> Said:
+    record = timings_from_bytes(document)
+    return Said(  # kept while it is young, or while a plan that was built with it is kept
+        title=f"timing cache of {record.made_for.gpu} with TensorRT {record.made_for.version}",
+        key=key_of_timings(record.made_for),
+        subject=record.digest,
+        blobs=(record.digest,),
+        mentions=frozenset([record.digest]),
+    )
+
+
+def _load(key: str, document: bytes) -> Said:
+    record = load_from_bytes(document, image=key)
+    title = f"load {record.workload} of {record.cell}"
+    return Said(title=title, key=record.image, subject=key, mentions=frozenset([key]))
+
+
 def _claim(_: str, document: bytes) -> Said:
     claimed = _decoder(_Claim).decode(document).digests
     return Said(title="claim", mentions=frozenset(filter(is_digest, claimed)))
@@ -243,6 +263,8 @@ _READERS: dict[str, Callable[[str, bytes], Said]] = {
     CLAIMS: _claim,
     SWEEPS: _sweep,
     CONVERSIONS: _conversion,
+    TIMINGS: _timings,
+    LOADS: _load,
 }
 
 

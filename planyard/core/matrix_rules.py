@@ -27,6 +27,8 @@ from planyard.core.matrix import (
     Source,
     TensorSpec,
 )
+from planyard.core.runtime_rules import tensorrt_broken
+from planyard.core.session_rules import session_broken
 
 if TYPE_CHECKING:
     from planyard.core.cells import Cell
@@ -141,6 +143,8 @@ def _image(image: Image) -> Iterator[Broken]:
         yield Broken((), f"the backend {image.backend} compiles plans: {advice}")
     if image.compiler_lock is not None and image.compiler is None:
         yield Broken(("compiler_lock",), "there is no compiler to lock: remove this key")
+    for at, message in (*session_broken(image), *tensorrt_broken(image)):
+        yield Broken(at, message)
 
 
 def _promotion(promotion: Promotion) -> Iterator[Broken]:

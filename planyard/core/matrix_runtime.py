@@ -31,11 +31,12 @@ class SessionSpec(_Part, frozen=True, kw_only=True):
     io_binding: bool = False
     """Inputs and outputs stay on the device; copies are not part of a request's time."""
     pinned_memory: bool = False
-    """Copies from and to the host go through page-locked memory; needs `io_binding`."""
+    """A request copies its inputs to the device and its outputs back, by page-locked memory; needs
+    `io_binding`."""
     gpu_memory: ByteSize | None = None
     """Limit of the CUDA arena (`gpu_mem_limit`)."""
     arena: Literal["next-power-of-two", "same-as-requested"] | None = None
-    """How the arenas grow (`arena_extend_strategy`)."""
+    """How the CUDA arena grows (`arena_extend_strategy`)."""
     copy_stream: Literal["compute", "own"] | None = None
     """Which stream copies run on (`do_copy_in_default_stream`)."""
     cudnn_search: Literal["exhaustive", "heuristic", "default"] | None = None

@@ -1,15 +1,16 @@
-"""The placement gate: every node ran on the provider that was asked for first.
+"""The placement gate: every node ran on the providers that were asked for.
 
-In a GPU cell only the operator types that the matrix allows (shape arithmetic, which ONNX Runtime
-places on the CPU by design) may be there, copies between host and device have a budget, and a
-second witness has to agree: a session of the same model that may not fall back to the CPU. No node
-on the wanted provider fails in any case. What the witness proves: docs/gpu-gates.md.
+Where several were (TensorRT before CUDA), what the first does not take may be on the next; a first
+one without any node fails. In a GPU cell only the operator types that the matrix allows (shape
+arithmetic, which ONNX Runtime places on the CPU by design) may be there, copies between host and
+device have a budget, and a second witness has to agree: a session of the same model that may not
+fall back to the CPU. What the witness proves: docs/gpu-gates.md.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 
 from planyard.core.findings import Finding, Severity
 from planyard.core.results import NodePlacement, SmokeReport, SmokeRun
@@ -23,33 +24,37 @@ _COPIES = ("MemcpyFromHost", "MemcpyToHost")
 
 
 def check_placement(
-    run: SmokeRun, *, cpu_operators: Collection[str], memcpy_nodes: int, backend_provider: str = ""
+    run: SmokeRun, *, cpu_operators: Collection[str], memcpy_nodes: int, wanted: Sequence[str] = ()
 ) -> tuple[Finding, ...]:
     """Findings when nodes are placed where they should not be, or nothing says where they are.
 
     `cpu_operators` may run on the CPU in a GPU cell; at most `memcpy_nodes` copies may be there.
-    `backend_provider` is what the cell's backend runs on (smoke.job.PROVIDERS): a command that
-    asked for the CPU in its place is judged by it.
+    `wanted` is what the cell is to run on (smoke.session.providers_of): a command that asked for
+    the CPU in its place is judged by it.
     """
     report = run.report
     if report is None or not report.placement or not report.providers_asked:
         return (_finding(run, "no-evidence", "the run did not report where its nodes were placed"),)
-    wanted = report.providers_asked[0]
-    if wanted == CPU and backend_provider:
-        wanted = backend_provider
+    asked = report.providers_asked
+    if asked[0] == CPU and wanted:
+        asked = tuple(wanted)
+    first = asked[0]
     if bad := [each for each in report.placement if not _is_plausible(each)]:
         message = f"this cannot be a placement: {_named(bad[0])}"
         return (_finding(run, "malformed", message),)
     total = sum(each.count for each in report.placement)
-    if not any(each.count for each in report.placement if each.provider == wanted):
-        return (_finding(run, "none", f"none of {total} nodes was placed on {wanted}"),)
-    elsewhere = _elsewhere(report, wanted=wanted, cpu_operators=cpu_operators)
+    if not any(each.count for each in report.placement if each.provider == first):
+        message = f"none of {total} nodes was placed on {first}"
+        return (_finding(run, "none", message + _where_instead(report, asked[1:])),)
+    # The CPU counts only where it comes first: beside a GPU it takes what cpu_operators lets it.
+    meant = [name for name in asked if name == first or name != CPU]
+    elsewhere = _elsewhere(report, meant=meant, cpu_operators=cpu_operators)
     found = []
     if elsewhere:
         named = ", ".join(f"{count} {what}" for what, count in elsewhere.most_common(5))
-        message = f"{elsewhere.total()} of {total} nodes are not on {wanted}: {named}"
+        message = f"{elsewhere.total()} of {total} nodes are not on {' or '.join(meant)}: {named}"
         found.append(_finding(run, "elsewhere", message))
-    can_fall_back = wanted != CPU and wanted.endswith(_ONNX_RUNTIME)
+    can_fall_back = first != CPU and first.endswith(_ONNX_RUNTIME)
     found += _check_copies(run, report, budget=memcpy_nodes, counted=can_fall_back)
     if can_fall_back:
         found += _check_witness(run, report)
@@ -65,12 +70,20 @@ def _named(placed: NodePlacement) -> str:
     return f"{placed.count} nodes {placed.operator!r} on {placed.provider!r}"
 
 
-def _elsewhere(report: SmokeReport, *, wanted: str, cpu_operators: Collection[str]) -> Counter[str]:
-    """Nodes that are neither on the wanted provider nor, where that is allowed, on the CPU."""
+def _where_instead(report: SmokeReport, others: Sequence[str]) -> str:
+    """Which providers behind the first have the nodes, if any."""
+    held = [name for name in others if any(p.provider == name for p in report.placement if p.count)]
+    return f": it was asked for first, and {', '.join(held)} behind it has nodes" if held else ""
+
+
+def _elsewhere(
+    report: SmokeReport, *, meant: Sequence[str], cpu_operators: Collection[str]
+) -> Counter[str]:
+    """Nodes that are neither on a provider that is meant nor, where that is allowed, on the CPU."""
     found: Counter[str] = Counter()
     for each in report.placement:
         allowed = each.provider == CPU and each.operator in cpu_operators
-        if each.count and each.provider != wanted and not allowed:
+        if each.count and each.provider not in meant and not allowed:
             found[f"{each.operator} on {each.provider}"] += each.count
     return found
 

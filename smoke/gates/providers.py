@@ -7,7 +7,7 @@ evidence is what the session says it uses. That work is placed there, the placem
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from planyard.core.findings import Finding
 from planyard.core.results import SmokeReport, SmokeRun
@@ -17,10 +17,10 @@ CPU = "CPUExecutionProvider"
 """ONNX Runtime appends it to every session that did not ask for it."""
 
 
-def check_providers(run: SmokeRun, *, backend_provider: str = "") -> tuple[Finding, ...]:
+def check_providers(run: SmokeRun, *, wanted: Sequence[str] = ()) -> tuple[Finding, ...]:
     """Findings when a provider that was asked for is not active, or nothing says what is.
 
-    `backend_provider` is what the cell's backend runs on (smoke.job.PROVIDERS): planyard's script
+    `wanted` is what the cell is to run on, in order (smoke.session.providers_of): planyard's script
     asks for nothing else. An image's own command may, but not for the CPU first in a GPU cell.
     """
     report = run.report
@@ -31,14 +31,18 @@ def check_providers(run: SmokeRun, *, backend_provider: str = "") -> tuple[Findi
         if bad:
             message = f"an empty or repeated provider: {', '.join(map(repr, bad))}"
             return (_finding(run, "malformed", message),)
-    return (*_check_asked(run, report, wanted=backend_provider), *_check_active(run, report))
+    return (*_check_asked(run, report, wanted=tuple(wanted)), *_check_active(run, report))
 
 
-def _check_asked(run: SmokeRun, report: SmokeReport, *, wanted: str) -> Iterator[Finding]:
+def _check_asked(
+    run: SmokeRun, report: SmokeReport, *, wanted: tuple[str, ...]
+) -> Iterator[Finding]:
     asked = report.providers_asked
-    wrong = asked[0] == CPU != wanted if run.own_command else asked != (wanted,)
-    if wanted and wrong:
-        message = f"{', '.join(asked)} was asked for, this cell is to run on {wanted}"
+    if not wanted:
+        return
+    if asked[0] == CPU != wanted[0] if run.own_command else asked != wanted:
+        named = ", then ".join(wanted)
+        message = f"{', '.join(asked)} was asked for, this cell is to run on {named}"
         yield _finding(run, "not-asked", message)
 
 

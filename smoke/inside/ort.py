@@ -1,10 +1,9 @@
 """Answer requests with ONNX Runtime inside the image under test: `python ort.py JOB.json`.
 
 The job's format is told in `smoke/job.py`. The report goes to OUT/report.json, whole or not at all:
-providers asked and active, where every node was placed, which operators really ran, the outputs of
-the first request (raw files in OUT), the time of each request, the libraries in memory. It judges
-nothing. Everything ONNX Runtime prints goes to this process's own streams, at a level that hides no
-warning; a line for each step shows that the streams are read at all.
+providers, where every node was placed, which operators really ran, the outputs of the first request
+(raw files in OUT), the time of each, the libraries in memory. It judges nothing. What ONNX Runtime
+prints goes to this process's own streams, at a level that hides no warning.
 """
 
 import collections
@@ -18,50 +17,53 @@ import os
 import pathlib
 import platform
 import re
+import runpy
 import sys
 import tempfile
 import time
 
-SCHEMA = 1
-WARNING = 2  # ORT_LOGGING_LEVEL_WARNING: a higher level would hide lines that say "falling back"
-FATAL = 4
-CPU = "CPUExecutionProvider"
+SCHEMA, CPU = 1, "CPUExecutionProvider"
+BAKED = "/etc/planyard/session.json"
+WARNING, FATAL = 2, 4  # ORT_LOGGING_LEVEL_…: above WARNING lines are hidden that say "falling back"
+CAN_REFUSE = (1, 16)  # versions before ignore `session.disable_cpu_ep_fallback` silently
 LEAST_REQUESTS = 5  # a series has so many, however long they take
 ERROR_CHARACTERS = 20_000
-# ONNX Runtime 1.16 brought `session.disable_cpu_ep_fallback`; versions before ignore it silently.
-CAN_REFUSE = (1, 16)
 # Softmax(QKᵀ)V in one kernel: what ONNX Runtime 1.31 has schemas for, and ONNX's own Attention.
 # Linear attention and the indexers of sparse attention compute something else.
 ATTENTION = re.compile(
     "((Decoder|DecoderMasked(MultiHead|Self)|DynamicSparse|GroupQuery|(QOrdered)?Longformer|Packed|"
     "(Packed)?MultiHead|(Sparse)?Paged|Q|QOrdered|Sparse)?Attention)"
 )
-
-LIBRARIES = {
-    "onnxruntime": "libonnxruntime",
-    "cuda": "libcudart",
-    "cudnn": "libcudnn",
-    "tensorrt": "libnvinfer",
-    "tensorrt_rtx": "libtensorrt_rtx",
-}
+LIBRARIES = {"onnxruntime": "libonnxruntime", "cuda": "libcudart", "cudnn": "libcudnn"}
+LIBRARIES |= {"tensorrt": "libnvinfer", "tensorrt_rtx": "libtensorrt_rtx"}
 
 
 def make_session(ort, job, profile):
     """A session as a service makes it, that records where nodes are placed and profiles itself."""
     options = ort.SessionOptions()
     options.log_severity_level = WARNING
-    options.enable_profiling = True
-    options.profile_file_prefix = profile
+    options.enable_profiling, options.profile_file_prefix = True, profile
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return ort.InferenceSession(job["model"], options, providers=job["providers"])
+    asked = job.get("session") or {}
+    for name, value in asked.get("session_options", {}).items():
+        setattr(options, name, value)
+    providers = [tuple(each) for each in asked.get("providers", ())] or job["providers"]
+    return ort.InferenceSession(job["model"], options, providers=providers)
+
+
+def session_said(session):
+    """How the session was made, in its own words, and what the image says of its service's."""
+    threads = {"intra_op_num_threads": str(session.get_session_options().intra_op_num_threads)}
+    options = {**session.get_provider_options(), "session_options": threads}
+    baked = json.loads(pathlib.Path(BAKED).read_bytes()) if os.path.exists(BAKED) else None
+    return {"baked": baked, "options": options}
 
 
 def ask_without_cpu(ort, job):
     """Whether ONNX Runtime refuses a session that may not fall back to the CPU, and what it said.
 
-    None for a CPU cell, and for a version without this option. The session's own log is silent,
-    because its error is the question's answer and no failure: it goes into the report. Nothing of
-    this session stays in memory.
+    None for a CPU cell, and a version without this option. Its log is silent: an error is the
+    answer, and goes into the report. Nothing of this session stays in memory.
     """
     version = tuple(int(part) for part in re.findall(r"\d+", ort.__version__)[:2])
     if job["providers"][:1] == [CPU] or version < CAN_REFUSE:
@@ -82,18 +84,15 @@ def ask_without_cpu(ort, job):
 
 def assigned(session):
     """Nodes counted by provider and operator; nothing when this version cannot say."""
-    counts = collections.Counter()
-    if hasattr(session, "get_provider_graph_assignment_info"):
-        for subgraph in session.get_provider_graph_assignment_info():
-            counts.update((subgraph.ep_name, node.op_type) for node in subgraph.get_nodes())
-    return counts
+    graphs = getattr(session, "get_provider_graph_assignment_info", list)()
+    nodes = ((graph.ep_name, node.op_type) for graph in graphs for node in graph.get_nodes())
+    return collections.Counter(nodes)
 
 
 def executed(path):
     """Nodes that ran, counted by provider and operator, from the profile of one request.
 
-    A node in a loop runs many times and counts once. The file has one event a line, and is read
-    line by line: a loop may have made a million of them.
+    A node in a loop runs many times and counts once. There is an event a line, maybe a million.
     """
     nodes, line = set(), ""
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -101,8 +100,8 @@ def executed(path):
             if '"provider"' in line:
                 event = json.loads(line.strip().rstrip(","))
                 known = event["args"]
-                node = (event["name"], known.get("node_index"))
-                nodes.add((known["provider"], known["op_name"], *node))
+                place = (known["provider"], known["op_name"])
+                nodes.add((*place, event["name"], known.get("node_index")))
     if line.strip() != "]":
         raise RuntimeError("the profile of the first request is not whole")
     return collections.Counter(node[:2] for node in nodes)
@@ -116,26 +115,38 @@ def read_inputs(numpy, inputs, folder):
     }
 
 
-def write_outputs(names, arrays, folder):
+def write_outputs(arrays, folder):
     """Raw little-endian bytes, one file an output; numpy's tofile says nothing of a full disk."""
     written = []
-    for index, name in enumerate(names):
-        array, file = arrays[index], f"output-{index}.bin"
+    for index, (name, array) in enumerate(arrays.items()):
+        shape, file = list(array.shape), f"output-{index}.bin"
         (folder / file).write_bytes(array.tobytes())
-        shape = list(array.shape)
         written.append({"name": name, "dtype": str(array.dtype), "shape": shape, "file": file})
     return written
 
 
-def ask(request, *, count, concurrency, seconds=None):
-    """Make `count` requests, so many at once; their times in ms, in the order they ended.
+def plain_client(session, job, feeds):
+    """One of those who ask at the same time. A request gives a function that reads its outputs."""
+    names = [output.name for output in session.get_outputs()]
 
-    After `seconds` no other one is begun, but for the first LEAST_REQUESTS.
+    def request(steps=None):
+        for _ in range(steps or job.get("steps", 1)):
+            arrays = session.run(names, feeds)
+        return lambda: {name: arrays[index] for index, name in enumerate(names)}
+
+    return request
+
+
+def ask(clients, *, count, seconds=None):
+    """Make `count` requests, all clients at once; their times in ms, in the order they ended.
+
+    After `seconds` no other one is begun, but for the first LEAST_REQUESTS. One client alone stays
+    in this thread, where it finds the CUDA graph again that was captured.
     """
     numbers, latencies, failures = iter(range(count)), [], []
     deadline = time.perf_counter() + seconds if seconds else float("inf")
 
-    def client(_):
+    def work(request):
         while not failures:
             number, begin = next(numbers, None), time.perf_counter()
             if number is None or (number >= LEAST_REQUESTS and begin > deadline):
@@ -147,37 +158,29 @@ def ask(request, *, count, concurrency, seconds=None):
                 raise
             latencies.append(round((time.perf_counter() - begin) * 1000, 3))
 
-    with concurrent.futures.ThreadPoolExecutor(concurrency) as clients:
-        list(clients.map(client, range(concurrency)))
+    with concurrent.futures.ThreadPoolExecutor(len(clients)) as threads:
+        list((threads.map if len(clients) > 1 else map)(work, clients))
     return latencies
 
 
-def run_steps(session, names, feeds, *, steps):
-    """One request: the model as many times as a picture takes, one after another."""
-    for _ in range(steps):
-        session.run(names, feeds)
-
-
-def answer(numpy, session, job, folder):
+def answer(numpy, make_client, job, folder):
     """Every series of the job; also when the first timed request began, and the last had ended."""
-    names = [output.name for output in session.get_outputs()]
     began, timed = None, []
     for number, series in enumerate(job["series"]):
         batch, concurrency = series["batch"], series["concurrency"]
         feeds = read_inputs(numpy, series["inputs"], folder)
-        request = functools.partial(run_steps, session, names, feeds, steps=job.get("steps", 1))
+        clients = [make_client(feeds) for _ in range(concurrency)]
         warmup = max(0, job["warmup"] - (number == 0))  # the first of all was the profiled one
-        ask(request, count=warmup, concurrency=concurrency)
+        ask(clients, count=warmup)
         begins = time.time()
         began = began or begins
-        count, seconds = job["requests"], job["series_seconds"]
-        latencies = ask(request, count=count, concurrency=concurrency, seconds=seconds)
+        latencies = ask(clients, count=job["requests"], seconds=job["series_seconds"])
         timed.append({"batch": batch, "concurrency": concurrency, "latencies_ms": latencies})
         timed[-1] |= {"began_seconds": begins, "ended_seconds": time.time()}
         spread = f"{len(latencies)} requests, {min(latencies)} to {max(latencies)} ms"
         print(f"planyard: batch {batch}, {concurrency} at once: {spread}", flush=True)
     while time.time() < began + job.get("least_seconds", 0):  # until NVML must have seen it
-        request()
+        clients[0]()
     return timed, began, time.time()
 
 
@@ -213,8 +216,7 @@ def version_of(name, library):
 def loaded_libraries(ort):
     """Version and path of what is in memory, by the names of the pins, asked of the code itself.
 
-    A library that does not answer is `unknown`. Where two versions are loaded both are named, so
-    that neither passes for the one that was wanted.
+    A library that does not answer is `unknown`. Where two versions are loaded both are named.
     """
     # The wheels link ONNX Runtime into the extension module, which exports no C interface.
     module = sys.modules.get("onnxruntime.capi.onnxruntime_pybind11_state", ort)
@@ -258,26 +260,27 @@ def run(job, folder):
 
     if job.get("schema") != SCHEMA:
         raise ValueError(f"a job has schema {SCHEMA}")
+    bound = job.get("client") and runpy.run_path(str(folder / job["client"]))["Client"]
     refused, said = ask_without_cpu(onnxruntime, job)
     with tempfile.TemporaryDirectory(prefix="planyard-") as scratch:
         session = make_session(onnxruntime, job, os.path.join(scratch, "profile"))
         print(f"planyard: session ready, providers {session.get_providers()}", flush=True)
-        names = [output.name for output in session.get_outputs()]
-        arrays = session.run(names, read_inputs(numpy, job["series"][0]["inputs"], folder))
+        make_client = functools.partial(bound or plain_client, session, job)
+        client = make_client(read_inputs(numpy, job["series"][0]["inputs"], folder))
+        arrays = client(1)()
         ran = executed(session.end_profiling())
     print(f"planyard: first request answered by {sum(ran.values())} nodes", flush=True)
-    outputs = write_outputs(names, arrays, pathlib.Path(job["out"]))
-    series, began, ended = answer(numpy, session, job, folder)
+    outputs = write_outputs(arrays, pathlib.Path(job["out"]))
+    series, began, ended = answer(numpy, make_client, job, folder)
+    placed = sorted((assigned(session) or ran).items())
     return {
         "providers_asked": job["providers"],
         "providers_active": session.get_providers(),
-        "placement": [
-            {"provider": provider, "operator": operator, "count": count}
-            for (provider, operator), count in sorted((assigned(session) or ran).items())
-        ],
+        "placement": [{"provider": p, "operator": o, "count": count} for (p, o), count in placed],
         **what_ran(ran),
         "cpu_fallback_refused": refused,
         "cpu_fallback_said": said,
+        "session": {**session_said(session), **getattr(client, "said", dict)()},
         "outputs": outputs,
         "latencies_ms": series[0]["latencies_ms"],
         "series": series,

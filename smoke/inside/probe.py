@@ -51,8 +51,9 @@ def find_cudnn():
     return {"version": version, "how": f"cudnnGetVersion of {path}"}
 
 
-def find_infer_library(pattern):
-    library, path = open_library(pattern)
+def find_infer_library(*patterns):
+    """The first of these that is here: TensorRT's full runtime comes before its lean one."""
+    library, path = next(filter(all, map(open_library, patterns)), (None, ""))
     if not library:
         return None
     parts = [getattr(library, f"getInferLib{part}Version", None) for part in PARTS]
@@ -120,7 +121,7 @@ def main():
         "python": {"version": platform.python_version(), "how": "the interpreter itself"},
         "onnxruntime": find_onnxruntime(),
         "tensorrt_rtx": find_infer_library("libtensorrt_rtx.so.*"),
-        "tensorrt": find_infer_library("libnvinfer.so.*"),
+        "tensorrt": find_infer_library("libnvinfer.so.*", "libnvinfer_lean.so.*"),
         "cuda": find_cuda_runtime(),
         "cudnn": find_cudnn(),
     }

@@ -1,9 +1,9 @@
-"""Answer requests with a TensorRT for RTX plan inside the image: `python trt.py JOB.json`.
+"""Answer requests with a plan inside the image, one of either TensorRT: `python trt.py JOB.json`.
 
 The same job and report as `ort.py`; `model` is the plan. The image has no NumPy: tensors are raw
 bytes, device memory comes from the driver. A plan holds only what its compiler placed on the GPU,
-so every layer counts as placed on TensorRT-RTX. A request is one execution of the plan: its inputs
-lie on the device before, and what comes out stays there, but for the first one.
+so every layer counts as placed there. A request is `steps` executions of the plan: its inputs lie
+on the device before, and what comes out stays there, but for the first one.
 
 Of all this no GPU has run anything yet: the logic was tried with fakes of the driver and of the
 bindings (tests/unit/test_inside_trt.py), the layer names with plans compiled without a GPU.
@@ -12,6 +12,7 @@ bindings (tests/unit/test_inside_trt.py), the layer names with plans compiled wi
 import collections
 import concurrent.futures
 import ctypes
+import importlib.util
 import json
 import math
 import os
@@ -21,18 +22,22 @@ import re
 import sys
 import time
 
-SCHEMA, PROVIDER = 1, "TensorRT-RTX"
+SCHEMA, HEADER_BYTES = 1, 32
+# The provider's name, a plan's first bytes, and the bindings in the order they are looked for.
+BACKENDS = {
+    "tensorrt-rtx": ("TensorRT-RTX", b"vtrt", ("tensorrt_rtx_bindings",)),
+    "tensorrt": ("TensorRT", b"ftrt", ("tensorrt_lean_bindings", "tensorrt_bindings", "tensorrt")),
+}
 LEAST_REQUESTS = 5  # a series has so many, however long they take
 REFERENCE_BYTES, REFERENCE_COPIES = 64 << 20, 8  # in one timing
 REFERENCE_TIMINGS = 10  # before a series' requests, and as many after them
-LIBRARIES = {"tensorrt_rtx": "libtensorrt_rtx", "cuda": "libcudart"}
+LIBRARIES = {"tensorrt_rtx": "libtensorrt_rtx", "tensorrt": "libnvinfer(_lean)?"}
+LIBRARIES |= {"cuda": "libcudart"}
 # The kernel's own name, never the layer's: that one repeats what people call their nodes. Measured
 # in plans of 1.7.1.116: `_gemm_mha_v2_0x2f56…`. TensorRT writes `_gemv_mha_v1` where the query is
 # one token (pytorch/TensorRT), `_fused_mha_v2` (NVIDIA/TensorRT#4537, #3243: names with `_mha`).
 ATTENTION = re.compile(r"(_(?:gemm|gemv|fused)_mha_v\d+)(?:_0x[0-9a-f]+)?")
-
-# NumPy's names, by the bindings'.
-KINDS = {"FLOAT": "float32", "HALF": "float16"}
+KINDS = {"FLOAT": "float32", "HALF": "float16"}  # NumPy's names, by the bindings'
 KINDS |= {kind.upper(): kind for kind in ("int64", "int32", "int8", "uint8", "bool")}
 
 
@@ -81,17 +86,17 @@ class Reference:
 
     def times_ms(self):
         """The first one wakes the device up, and is not kept."""
-        return [self.time_ms() for _ in range(REFERENCE_TIMINGS + 1)][1:]
-
-    def time_ms(self):
         cuda, elapsed, size = self.cuda, ctypes.c_float(), ctypes.c_size_t(REFERENCE_BYTES)
-        cuda("cuEventRecord", self.begin, self.stream)
-        for _ in range(REFERENCE_COPIES):
-            cuda("cuMemcpyDtoDAsync_v2", self.target, self.source, size, self.stream)
-        cuda("cuEventRecord", self.end, self.stream)
-        cuda("cuEventSynchronize", self.end)
-        cuda("cuEventElapsedTime", ctypes.byref(elapsed), self.begin, self.end)
-        return round(elapsed.value, 4)
+        found = []
+        for _ in range(REFERENCE_TIMINGS + 1):
+            cuda("cuEventRecord", self.begin, self.stream)
+            for _ in range(REFERENCE_COPIES):
+                cuda("cuMemcpyDtoDAsync_v2", self.target, self.source, size, self.stream)
+            cuda("cuEventRecord", self.end, self.stream)
+            cuda("cuEventSynchronize", self.end)
+            cuda("cuEventElapsedTime", ctypes.byref(elapsed), self.begin, self.end)
+            found.append(round(elapsed.value, 4))
+        return found[1:]
 
 
 class Client:
@@ -169,16 +174,14 @@ class Client:
 
 
 def fused_attention(trt, engine):
-    """Fused attention in the plan; None when it does not name its kernels, compiled less detailed.
-
-    Kernels that name the same nodes of the model are one block.
-    """
+    """Fused attention in the plan; None where a plan, compiled less detailed, names no kernels."""
     told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
     try:
-        kernels = [(layer["TacticName"], layer["Metadata"]) for layer in json.loads(told)["Layers"]]
-    except (KeyError, TypeError, ValueError):
+        layers = [layer for layer in json.loads(told)["Layers"] if "TacticName" in layer]
+        kernels = [(layer["TacticName"], layer.get("Metadata")) for layer in layers]
+    except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    found = {
+    found = {  # kernels that name the same nodes of the model are one block
         nodes or number: kernel[1]
         for number, (name, nodes) in enumerate(kernels)
         if (kernel := ATTENTION.fullmatch(name))
@@ -244,11 +247,12 @@ def answer(cuda, clients, job, folder):
     return outputs, timed, began, ended
 
 
-def loaded_libraries(maps):
-    """Versions and paths, by the names of the pins, from the text of /proc/self/maps.
+def loaded_libraries(maps=None):
+    """Versions and paths by the names of the pins, from the text of /proc/self/maps.
 
     Where two are loaded both are named, so that neither passes for the one that was wanted.
     """
+    maps = maps or pathlib.Path("/proc/self/maps").read_text(errors="replace")
     found = {"python": {os.path.realpath("/proc/self/exe"): platform.python_version()}}
     mapped = (line.split(None, 5) for line in maps.split("\n"))
     for path in sorted({each[5] for each in mapped if len(each) == 6 and "x" in each[1]}):
@@ -275,32 +279,88 @@ def version_of(name, path):
         return "unknown"
 
 
-def run(job, folder):
-    """Load the plan, answer the requests, say what happened."""
-    import tensorrt_rtx_bindings as trt
+def bindings_of(backend):
+    """The first bindings that are installed; that they cannot be loaded is an error."""
+    here = pathlib.Path(__file__).resolve().parent  # no file beside this one is a module to import
+    sys.path[:] = [each for each in sys.path if pathlib.Path(each).resolve() != here]
+    names = BACKENDS[backend][2]
+    found = [name for name in names if importlib.util.find_spec(name)]
+    if not found:
+        raise ModuleNotFoundError(f"the image has none of {', '.join(names)}")
+    return importlib.import_module(found[0])
 
-    if job.get("schema") != SCHEMA:
-        raise ValueError(f"a job has schema {SCHEMA}")
-    cuda, runtime = Cuda(), trt.Runtime(trt.Logger(trt.Logger.WARNING))
+
+def check_header(head, *, job, version):
+    """Say plainly, before TensorRT is asked, that it cannot run a plan (engines/header.py)."""
+    name, magic, _ = BACKENDS[job["backend"]]
+    if head[:4] != magic or len(head) < HEADER_BYTES:
+        raise RuntimeError(f"no plan of {name}: it starts with {head[:8].hex(' ') or 'nothing'}")
+    made, here = [*head[24:28]], [int(part) for part in re.findall(r"\d+", version)]
+    later = made[0] == here[0] and made < here  # where a version-compatible plan runs as well
+    if made != here and not (later and job.get("version_compatible")):
+        text = ".".join(map(str, made))
+        advice = f"compile it with {version}, or serve it with {text}"
+        raise RuntimeError(f"a plan of {name} {text} does not run on {version}: {advice}")
+
+
+def load_plan(trt, job, log):
+    """The engine of a plan, with its weights."""
+    runtime = trt.Runtime(log)
+    # It brings a lean runtime, which is host code; those for the lean runtime itself bring none.
+    if job.get("version_compatible") and trt.__name__ != "tensorrt_lean_bindings":
+        runtime.engine_host_code_allowed = True
     engine = runtime.deserialize_cuda_engine(pathlib.Path(job["model"]).read_bytes())
     if engine is None:
         raise RuntimeError("the plan could not be deserialized; the log says why")
     print(f"planyard: plan ready, {engine.num_layers} layers", flush=True)
+    if job.get("source"):
+        refit(trt, log, engine, job)
+    return engine
+
+
+def refit(trt, log, engine, job):
+    """Put the weights back into a plan that was made without them."""
+    source = job["source"]
+    if job["backend"] != "tensorrt" or not hasattr(trt, "OnnxParserRefitter"):
+        raise RuntimeError(f"{trt.__name__} has nothing to read weights with: take full TensorRT")
+    refitter = trt.Refitter(engine, log)
+    parser = trt.OnnxParserRefitter(refitter, log)
+    if not parser.refit_from_file(source):
+        said = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise RuntimeError(f"the weights of {source} were not taken: {'; '.join(said)}")
+    if missing := refitter.get_missing_weights():
+        raise RuntimeError(f"{source} lacks {len(missing)} weights: {', '.join(missing[:5])}")
+    if not refitter.refit_cuda_engine():
+        raise RuntimeError("the plan could not be refitted; the log says why")
+    print(f"planyard: refitted {len(refitter.get_all_weights())} weights", flush=True)
+
+
+def run(job, folder):
+    """Load the plan, answer the requests, say what happened."""
+    if job.get("schema") != SCHEMA or job.get("backend") not in BACKENDS:
+        raise ValueError(f"a job has schema {SCHEMA} and a backend, {' or '.join(BACKENDS)}")
+    trt, provider = bindings_of(job["backend"]), BACKENDS[job["backend"]][0]
+    library = loaded_libraries().get(job["backend"].replace("-", "_"), {})
+    with open(job["model"], "rb") as file:
+        head = file.read(HEADER_BYTES)
+    check_header(head, job=job, version=library.get("version", trt.__version__))
+    cuda, log = Cuda(), trt.Logger(trt.Logger.WARNING)
+    engine = load_plan(trt, job, log)
     at_once = max(series["concurrency"] for series in job["series"])
     clients = [Client(trt, cuda, engine, job.get("steps", 1)) for _ in range(at_once)]
     outputs, series, began, ended = answer(cuda, clients, job, folder)
     return {
         "providers_asked": job["providers"],
-        "providers_active": [PROVIDER],
-        "placement": [{"provider": PROVIDER, "operator": "layer", "count": engine.num_layers}],
+        "providers_active": [provider],
+        "placement": [{"provider": provider, "operator": "layer", "count": engine.num_layers}],
         "attention": fused_attention(trt, engine),
         "outputs": outputs,
         "latencies_ms": series[0]["latencies_ms"],
         "series": series,
         "requests_began_seconds": began,
         "requests_ended_seconds": ended,
-        "loaded": loaded_libraries(pathlib.Path("/proc/self/maps").read_text(errors="replace")),
-        "versions": {"tensorrt_rtx": trt.__version__},
+        "loaded": loaded_libraries(),
+        "versions": {trt.__name__: trt.__version__},
     }
 
 

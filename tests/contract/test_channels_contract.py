@@ -17,7 +17,7 @@ from tests.channel_sites import ANN, CHANNEL, Gathered, backwards, images, moved
 from tests.object_places import ObjectPlace
 
 WRITERS = 64
-ROUNDS = 4
+ROUNDS = 2
 
 
 @pytest.fixture

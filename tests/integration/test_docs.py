@@ -14,12 +14,12 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 from planyard.edge.cosign import Cosign
-from tests.conftest import Built
+from tests.conftest import ENGINE, Built
 from tests.cosign_fixture import KeyPair
 from tests.docs_commands import Shell, blocks_of, commands_of, path_with
 from tests.workspaces import REPOSITORY, Site, lay_out, share_store
@@ -58,8 +58,8 @@ PAGES = {
             "sha256:7783b2e0d711": "{rtx}",
             "sha256:a172e07d2f7f": "{cpu}",
             "s3://plans/team": "{far}",
-            # The third image has 1.3 GB to send, and shows nothing more.
-            "planyard build": "planyard build --select 'rtx/*' --select 'ort-cpu/*'",
+            # The third image has 1.3 GB to send, and all this shows nothing that one cell does not.
+            "planyard build": "planyard build --select 'rtx/*/640/*' --select 'ort-cpu/*/640/*'",
         },
         before={"planyard promote stable": TO_RTX},
         # Its cells were not run: there is no GPU.
@@ -93,6 +93,7 @@ PAGES = {
         },
         cosign=True,
     ),
+    "docs/load.md": Page(world="default"),
     "docs/report.md": Page(world="default", means={"s3://plans/team": ".planyard/store"}),
     "docs/image-audit.md": Page(
         world="default",
@@ -149,6 +150,7 @@ CANNOT = {
     ("docs/image-audit.md", "planyard image audit docker-archive:"): "an archive of such an image",
     ("docs/sbom.md", "planyard image sbom docker-archive:"): "an archive of somebody else's image",
     ("docs/sbom.md", "planyard image diff sha256:0123456789ab docker-archive:"): "the same",
+    ("docs/images.md", "PIP_EXTRA_INDEX_URL"): "NVIDIA's own index",
     ("README.md", "pip install nox"): "it is this very suite; .ci/run runs both lines' sessions",
     ("CONTRIBUTING.md", ""): "sessions of nox, which .ci/run runs; that they exist is a unit test",
     ("docs/admission.md", "docker run"): "test_ort_gpu_failures.py runs it in the engine",
@@ -279,7 +281,16 @@ def write_yaml_blocks(text: str, folder: Path) -> None:
         (folder / f"{number}.yaml").write_text("\n".join([*lines, ""]))
 
 
-@pytest.mark.parametrize("name", sorted(PAGES))
+def page_params() -> list[Any]:
+    """The pages; those that need the default build go where it is (tests/conftest.py)."""
+    beside = pytest.mark.xdist_group(ENGINE)
+    return [
+        pytest.param(name, marks=[] if PAGES[name].world == "empty" else [beside])
+        for name in sorted(PAGES)
+    ]
+
+
+@pytest.mark.parametrize("name", page_params())
 def test_the_commands_of_a_page_work(name: str, shell: Callable[[Page], Shell]) -> None:
     page = PAGES[name]
     here = shell(page)

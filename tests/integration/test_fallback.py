@@ -5,15 +5,18 @@ Each gate refuses it alone, with the others off: no gate is the only one that st
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-import smoke.job
+import smoke.session
 from planyard.core.findings import failures
 from planyard.core.gates import GATE_NAMES
+from planyard.core.matrix_runtime import SessionSpec
+from smoke.session import session_document
 from tests.cell_runs import RanCell, run_cell
 from tests.conftest import Built
 
@@ -39,7 +42,7 @@ def fallen(
     built.ran.expect(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", engine_host)
-        patch.setitem(smoke.job.PROVIDERS, "onnxruntime-cuda", request.param)  # type: ignore[arg-type]
+        patch.setitem(smoke.session.PROVIDERS, "onnxruntime-cuda", request.param)  # type: ignore[arg-type]
         room = tmp_path_factory.mktemp("fallen")
         yield run_cell(built, CELL, cache=cache, room=room)
 
@@ -82,6 +85,16 @@ def test_the_same_model_on_the_cpu_image_passes_every_gate(
 ) -> None:
     built.ran.expect(0)
     monkeypatch.setenv("DOCKER_HOST", engine_host)
-    verdict = run_cell(built, CPU_CELL, cache=cache, room=room).judged(*GATE_NAMES)
+    ran = run_cell(built, CPU_CELL, cache=cache, room=room)
+    verdict = ran.judged(*GATE_NAMES)
     assert failures(verdict.findings) == ()
     assert set(verdict.gates.values()) == {"passed"}
+    # The image says how its service makes sessions, and the run was made so.
+    assert ran.run.report is not None
+    assert ran.run.report.session is not None
+    assert ran.run.report.session.baked == session_document(SessionSpec(), "onnxruntime-cpu")
+    # Had the matrix said something else, image and run would both be refused.
+    other = dataclasses.replace(ran.evidence, session=SessionSpec(io_binding=True))
+    refused = failures(RanCell(evidence=other).judged("providers").findings)
+    rules = [finding.rule for finding in refused]
+    assert rules == ["providers.session-differs", "providers.session-requests"]

@@ -11,12 +11,14 @@ import pytest
 
 from planyard.edge import docker
 from planyard.edge.docker_cli import DEFAULT_SOCKET
+from tests import sampling
 from tests.conftest import Built
 from tests.workspaces import Running, Site
 
 pytestmark = pytest.mark.docker
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
+"""What both do is one path of the code; the longer tests try one, with `--full-sweep` both."""
 NEW_PROFILE = ("max: [4, 3, 1280, 1280]", "max: [{batch}, 3, 1280, 1280]")
 
 
@@ -73,7 +75,7 @@ def test_during_a_compile(site: Site, engine: docker.Engine, sign: signal.Signal
     assert len(report["plans"]) == 9
 
 
-@pytest.mark.parametrize("sign", SIGNALS)
+@pytest.mark.parametrize("sign", SIGNALS if sampling.full_sweep else [signal.SIGTERM])
 def test_during_an_image_build(
     empty_site: Callable[[str], Site], engine: docker.Engine, built: Built, sign: signal.Signals
 ) -> None:
@@ -91,7 +93,7 @@ def test_during_an_image_build(
     assert builds_of(pid) == []
     assert site.leftovers() == []
     assert containers_of(engine, pid) == []
-    report = site.planyard("build", *select, "--json").expect(0).document()
+    report = site.planyard("image", "build", *select, "--json").expect(0).document()
     assert report["images"][0]["digest"] == built.image("ort-cpu")["digest"]
 
 
@@ -128,12 +130,12 @@ def test_while_an_image_is_stored(
         if not image.tags
     ]
     assert untagged == []
-    report = site.planyard("build", *select, "--json").expect(0).document()
+    report = site.planyard("image", "build", *select, "--json").expect(0).document()
     assert report["images"][0]["digest"] == built.image("ort-cpu")["digest"]
 
 
 @pytest.mark.skipif(DEFAULT_SOCKET.exists(), reason="an engine has the default socket")
-@pytest.mark.parametrize("sign", SIGNALS)
+@pytest.mark.parametrize("sign", SIGNALS if sampling.full_sweep else [signal.SIGINT])
 def test_with_a_private_engine(site: Site, sign: signal.Signals) -> None:
     """The engine planyard started goes with it: process, socket, mounts; its data stays."""
     want_new_plans(site, batch=3)

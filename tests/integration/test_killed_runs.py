@@ -47,6 +47,7 @@ out = pathlib.Path("/out")
 cpu = "CPUExecutionProvider"
 report = {
     "providers_asked": [cpu], "providers_active": [cpu], "latencies_ms": [1.0],
+    "session": {},
     "placement": [{"provider": cpu, "operator": "Relu", "count": 2}],
     "outputs": [{"name": "y", "dtype": "float32", "shape": [2, 3], "file": "y.bin"}],
 }
@@ -216,14 +217,19 @@ print("waiting", flush=True)
 time.sleep(600)
 """
 
+    killers: list[threading.Thread] = []
+
     def kill_when_it_waits(container: Container) -> Ended:
         def kill(_: bytes) -> None:
-            [it] = engine_of_module.client.containers.list(filters={"label": "io.planyard.run"})
-            threading.Thread(target=it.kill, args=[signal]).start()
+            if not killers:  # a second one would find that it is not running
+                [it] = engine_of_module.client.containers.list(filters={"label": "io.planyard.run"})
+                killers.append(threading.Thread(target=it.kill, args=[signal]))
+                killers[0].start()
 
         return engine_of_module.run(container, on_output=kill)
 
     done, verdict = run(script, runner=kill_when_it_waits)
+    killers[0].join()
     assert done.exit_code == code
     assert f"killed by {signal}" in said(verdict)
 

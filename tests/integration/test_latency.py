@@ -43,10 +43,10 @@ from tests.workspaces import Site, lay_out
 
 pytestmark = pytest.mark.docker
 
-RUNS = int(os.environ.get("PLANYARD_LATENCY_RUNS", "4"))
+RUNS = int(os.environ.get("PLANYARD_LATENCY_RUNS", "2"))
 ALARMS = 1
 """As many false alarms are allowed, in a hundred runs as in a few."""
-KNOWN_RUNS = 6
+KNOWN_RUNS = 5
 """Accepted before: a window of fewer than five cannot tell its noise."""
 LIMITS = LatencyLimits()
 REQUESTS = SmokeLimits(requests=20, warmup=2)

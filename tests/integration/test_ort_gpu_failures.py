@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-import smoke.job
+import smoke.session
 from planyard.core.findings import failures
 from planyard.core.reader import load_matrix
 from tests.cell_runs import RanCell, run_cell, tag_of
@@ -143,7 +143,7 @@ def failing(
     failure, folder = FAILURES[request.param], tmp_path_factory.mktemp(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DOCKER_HOST", engine_host)
-        patch.setitem(smoke.job.PROVIDERS, "onnxruntime-cuda", failure.asked)  # type: ignore[arg-type]
+        patch.setitem(smoke.session.PROVIDERS, "onnxruntime-cuda", failure.asked)  # type: ignore[arg-type]
         tag = tag_of(built, "ort-gpu")
         if failure.derive:
             tag = derived(tag, failure, built=built, cache=cache, folder=folder / "context")

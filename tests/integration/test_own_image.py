@@ -5,7 +5,11 @@ No wheels, no stage of ours. Budgets, smoke runs and snapshots work on it all th
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +17,7 @@ import pytest
 from planyard.edge import docker
 from tests.conftest import Built
 from tests.registry import push_layout
-from tests.workspaces import Site
+from tests.workspaces import Site, lay_out, share_store
 
 pytestmark = pytest.mark.docker
 
@@ -46,9 +50,18 @@ IMAGE = """
 CELL = "own/ocr-det/640/fp32/cpu"
 
 
-@pytest.fixture
-def own(built: Built, site: Site, registry: str) -> Site:
+@pytest.fixture(scope="module")
+def own(
+    built: Built,
+    session_folder: Path,
+    environment: dict[str, str],
+    registry: str,
+    engine_host: str,
+) -> Iterator[Site]:
     """The default workspace with one more image, built from a base in a registry."""
+    built.ran.expect(0)
+    site = lay_out(session_folder / "own-image", environment=environment)
+    share_store(built.site.store.root, site.store.root)
     digest = built.image("ort-cpu")["digest"]
     push_layout(built.site.store.publish_image_layout(digest), to=f"{registry}/base/python:3.11")
     reference = f"{registry}/base/python@{digest}"
@@ -57,12 +70,32 @@ def own(built: Built, site: Site, registry: str) -> Site:
     site.edit("\nmodels:\n", IMAGE.format(greeting=quoted) + "\nmodels:\n")
     site.edit("cells: ort-*/*/*/fp16/*", "cells: o*/*/*/fp16/*")
     # Two images of one cell, run once each beside other tests: what differs is noise.
-    site.edit("\ngates:\n", "\ngates:\n  latency: false\n")
+    site.edit("\ngates:\n", "\nsmoke: {requests: 5}\n\ngates:\n  latency: false\n")
     site.write("their own/Dockerfile.serving", DOCKERFILE)
     site.write("their own/note.txt", "a note\n")
     site.write("their own/forgotten.txt", "ignored\n")
     site.write("their own/.dockerignore", "forgotten.txt\nDockerfile*\n")
-    return site
+    yield site
+    shutil.rmtree(site.root, ignore_errors=True)
+    with contextlib.closing(docker.Engine(engine_host)) as engine:
+        title = "org.opencontainers.image.title=own"
+        for image in engine.client.images.list(filters={"label": title}):
+            engine.client.images.remove(image.id, force=True)
+
+
+@pytest.fixture(scope="module")
+def report(own: Site) -> Any:
+    """The build of it."""
+    return build(own)
+
+
+@pytest.fixture
+def changed(own: Site, report: Any, room: Path) -> Site:
+    """The same workspace, built, for a test that changes it."""
+    copied = Site(root=room / "site", environment=own.environment)
+    shutil.copytree(own.root, copied.root, ignore=shutil.ignore_patterns(".planyard"))
+    share_store(own.store.root, copied.store.root)
+    return copied
 
 
 def build(site: Site, *args: str, code: int = 0) -> Any:
@@ -86,8 +119,7 @@ def files_of(site: Site, digest: str) -> dict[str, bytes]:
     return found
 
 
-def test_it_is_built_smoked_and_looked_up(own: Site) -> None:
-    report = build(own)
+def test_it_is_built_smoked_and_looked_up(own: Site, report: Any) -> None:
     (image,) = report["images"]
     assert image["built"]
     assert image["findings"] == []
@@ -101,8 +133,8 @@ def test_it_is_built_smoked_and_looked_up(own: Site) -> None:
     assert not again["images"][0]["built"]
 
 
-def test_shell_characters_stay_text(own: Site) -> None:
-    (image,) = build(own)["images"]
+def test_shell_characters_stay_text(own: Site, report: Any) -> None:
+    (image,) = report["images"]
     found = files_of(own, image["digest"])
     assert found["srv/said"].decode() == GREETING
     assert found["srv/note.txt"] == b"a note\n"
@@ -112,34 +144,27 @@ def test_shell_characters_stay_text(own: Site) -> None:
     assert config["config"]["Labels"]["example.greeting"] == GREETING
 
 
-def test_its_recipe_is_its_own_files(own: Site) -> None:
-    first = build(own)["images"][0]
-    own.write("their own/forgotten.txt", "what .dockerignore leaves out does not count\n")
-    own.write("their own/Dockerfile.serving", DOCKERFILE.replace("wrong.txt", "other.txt"))
-    assert build(own)["images"][0]["digest"] == first["digest"]
-    own.write("their own/note.txt", "another note\n")
-    other = build(own)["images"][0]
+def test_its_recipe_is_its_own_files(changed: Site, report: Any) -> None:
+    first = report["images"][0]
+    changed.write("their own/forgotten.txt", "what .dockerignore leaves out does not count\n")
+    changed.write("their own/Dockerfile.serving", DOCKERFILE.replace("wrong.txt", "other.txt"))
+    assert build(changed)["images"][0]["digest"] == first["digest"]
+    changed.write("their own/note.txt", "another note\n")
+    other = build(changed)["images"][0]
     assert other["built"]
     assert other["digest"] != first["digest"]
 
 
-def test_its_budget_counts(own: Site) -> None:
-    own.edit("unpacked: 260 MB, largest_layer: 60 MB}\n\nmodels", "unpacked: 10 MB}\n\nmodels")
-    report = build(own, code=4)
+def test_its_budget_counts(changed: Site) -> None:
+    changed.edit("unpacked: 260 MB, largest_layer: 60 MB}\n\nmodels", "unpacked: 10 MB}\n\nmodels")
+    report = build(changed, code=4)
     (finding,) = report["images"][0]["findings"]
     assert finding["rule"] == "budget.unpacked"
     assert finding["where"] == "own"
 
 
-def test_a_base_that_is_not_there_ends_with_5(own: Site, built: Built, registry: str) -> None:
-    own.edit(built.image("ort-cpu")["digest"], "sha256:" + "0" * 64)
-    ran = own.planyard("build", "--select", CELL).expect(5)
+def test_a_base_that_is_not_there_ends_with_5(changed: Site, built: Built) -> None:
+    changed.edit(built.image("ort-cpu")["digest"], "sha256:" + "0" * 64)
+    ran = changed.planyard("build", "--select", CELL).expect(5)
     assert "docker build failed" in ran.stderr
     assert "not found" in ran.stderr
-
-
-@pytest.fixture(autouse=True)
-def _no_image_left(engine: docker.Engine) -> Any:
-    yield
-    for image in engine.client.images.list(filters={"label": "org.opencontainers.image.title=own"}):
-        engine.client.images.remove(image.id, force=True)

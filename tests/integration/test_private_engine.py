@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 
 from planyard.edge.docker_cli import DEFAULT_SOCKET
-from tests.conftest import Built
+from tests.conftest import ENGINE, Built
 from tests.workspaces import NO_ENGINE, Site, engines_of
 
 pytestmark = [
     pytest.mark.docker,
+    pytest.mark.xdist_group(ENGINE),  # beside each other they would count each other's engines
     pytest.mark.skipif(DEFAULT_SOCKET.exists(), reason="an engine has the default socket"),
     pytest.mark.skipif(os.geteuid() != 0, reason="only root starts a private engine"),
 ]

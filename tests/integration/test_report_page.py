@@ -44,7 +44,7 @@ def report(folder: Path, store: ObjectStore, **options: Any) -> ReportWritten:
 def small(tmp_path_factory) -> Path:
     """Eighty cells of one model on two GPUs, in four steps, and an audit; its index.html."""
     folder = tmp_path_factory.mktemp("small")
-    store = filled(lambda each: thousand(each, steps=4, models=("unet",), sms=(89, 120)))
+    store = filled(lambda each: thousand(each, steps=4, models=("unet",), sms=(89, 120), loads=2))
     audit = an_audit(report(folder, store).images["rtx"])
     written = report(folder, store, audits={audit.image: audit}, store_shown="s3://plans/team")
     assert written.cells == {"failed": 5, "not run": 10, "no evidence": 0, "passed": 65}
@@ -88,7 +88,7 @@ def cell_page(index: Path, part: str) -> Path:
 
 def test_a_thousand_cells_open_in_less_than_a_second(browser, tmp_path_factory):
     """Time of the page's own thread: what else the machine does is not counted."""
-    store = filled(lambda each: thousand(each, steps=8))
+    store = filled(lambda each: thousand(each, steps=8, loads=2))
     written = report(tmp_path_factory.mktemp("thousand"), store)
     assert sum(written.cells.values()) == written.pages == 1000
     opened = browser.new_context(viewport={"width": 1280, "height": 900})
@@ -97,6 +97,8 @@ def test_a_thousand_cells_open_in_less_than_a_second(browser, tmp_path_factory):
     devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
     page.goto(Path(written.index).as_uri())
     assert page.locator(".grid td[data-id]").count() == 1000
+    assert page.locator(".grid .ld").count() == 990
+    assert Path(written.index).stat().st_size < 4_000_000
     measured = {
         each["name"]: each["value"] for each in devtools.send("Performance.getMetrics")["metrics"]
     }
@@ -186,6 +188,53 @@ def test_the_charts_have_budgets_channels_and_a_table(browser, small):
         assert panels.first.locator("path.steps").count() == 1
         page.locator("#image-3 summary", has_text="Contents by owner").click()
         assert "tensorrt-rtx" in page.get_by_role("group", name="Contents of rtx").inner_text()
+
+
+def test_a_load_run_is_drawn_with_its_figures_and_the_run_before_it(browser, small):
+    with open_page(browser, small) as page:
+        mark = page.locator("#image-3 td[data-id='rtx/unet/640/fp16/sm89'] .ld")
+        mark.scroll_into_view_if_needed()
+        page.wait_for_timeout(100)
+        assert mark.inner_text() == "load"
+        mark.click()
+        latency = page.get_by_role("img", name="diffusion: P50 and P95 of a request by batch size")
+        assert latency.locator("path.v").count() == latency.locator("path.upper").count() == 3
+        assert latency.locator("circle").count() == 12
+        said = latency.evaluate("(e) => document.getElementById(e.ariaDescribedByElements[0].id)")
+        assert said is not None
+        assert "Concurrency 4: P50 19.6 ms" in latency.locator("desc").text_content()
+        drawn = "(each) => each.getTotalLength() > 300 && getComputedStyle(each).stroke"
+        strokes = [each.evaluate(drawn) for each in latency.locator("path.v").all()]
+        assert all(strokes)
+        assert len(set(strokes)) == 3
+        assert page.get_by_role("img", name="items per second").locator("path.v").count() == 3
+        figures = page.get_by_role("table", name="Figures of diffusion")
+        assert figures.locator("tbody tr").count() == 12
+        assert figures.locator("tbody tr").last.inner_text().split("\t")[-3:] == [
+            "80 %",
+            "2.5 GB",
+            "182 W",
+        ]
+        page.get_by_text("Earlier runs of diffusion").click()
+        runs = page.get_by_role("table", name="Runs of diffusion")
+        assert runs.get_by_role("row", name="batch 8, concurrency 4").is_visible()
+        assert runs.locator("tbody").count() == 12
+        assert runs.get_by_text("+0.0 %").count() == 12
+
+
+def test_loads_of_two_images_stand_side_by_side(browser, small):
+    with open_page(browser, small) as page:
+        page.locator("#compare").scroll_into_view_if_needed()
+        page.locator("#pick").wait_for()
+        rows = page.get_by_role("group", name="Load, of the same workload").locator("tbody tr")
+        assert rows.count() == 120
+        first = rows.first.inner_text().split("\t")
+        assert first[0].startswith("diffusion: unet/")
+        assert first[1:7] == ["NVIDIA L4, SM 8.9", "1", "1", "7.00 ms", "7.00 ms", "+0.0 %"]
+        oldest = page.locator("#pick-before optgroup[label=rtx-large] option").last
+        page.select_option("#pick-before", oldest.get_attribute("value"))
+        said = "120 batch sizes and concurrencies were measured on one of the two only"
+        assert said in page.locator("#compared").inner_text()
 
 
 # The filter and the comparison

@@ -3,6 +3,8 @@
 One part of a store is not read with a plan: the header of a pack, which only tells writers what
 the pack holds. Damage there costs room, because chunks are stored again; it never changes a byte
 that is served, and the pack's own digest shows it to `store fsck`.
+
+A usual run flips a bit in every third byte of an object and at its ends, `--full-sweep` in each.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from engines.store.local_store import LocalStore
 from engines.store.mending import is_damaged
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError, PlanyardError
+from tests import sampling
 from tests.store_states import FAMILY, record_of
 
 _RANDOM = random.Random(4)
@@ -103,6 +106,11 @@ def flips_of(data: bytes) -> Iterator[tuple[int, bytes]]:
         yield at, data[:at] + bytes([data[at] ^ 1 << (at * 5 + 3) % 8]) + data[at + 1 :]
 
 
+def flips_tried(data: bytes, *, header_bytes: int = 0) -> list[tuple[int, bytes]]:
+    """Of a header, and of what follows it, the first byte, the last and some between."""
+    return sampling.tried(flips_of(data), one_in=3, kind=lambda flip: flip[0] < header_bytes)
+
+
 def test_a_flipped_bit_is_refused_wherever_it_is(
     store: LocalStore, changed: Callable[[str, bytes], bool]
 ) -> None:
@@ -111,7 +119,7 @@ def test_a_flipped_bit_is_refused_wherever_it_is(
     for name in objects_of(store):
         data = (store.root / name).read_bytes()
         silent = header_end(data) if name.startswith(names.PACKS) else 0
-        for at, wrong in flips_of(data):
+        for at, wrong in flips_tried(data, header_bytes=silent):
             assert changed(name, wrong) == (at >= silent), f"bit of byte {at} of {name}"
             flipped += 1
             in_headers += at < silent
@@ -127,7 +135,7 @@ def test_a_flipped_bit_in_a_header_costs_room_and_nothing_else(store: LocalStore
         path = store.root / name
         right = path.read_bytes()
         path.chmod(0o644)
-        for _, wrong in flips_of(right[: header_end(right)]):
+        for _, wrong in flips_tried(right[: header_end(right)]):
             path.write_bytes(wrong + right[len(wrong) :])
             store.put_blob(digest_of_bytes(third), [third], family=FAMILY)
             assert b"".join(store.open_blob(digest_of_bytes(third))) == third
@@ -136,7 +144,7 @@ def test_a_flipped_bit_in_a_header_costs_room_and_nothing_else(store: LocalStore
                 store.objects.remove(each)
             flipped += 1
         path.write_bytes(right)
-    assert flipped > 100
+    assert flipped > 40
 
 
 def kept(store: LocalStore) -> set[str]:

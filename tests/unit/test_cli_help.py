@@ -24,23 +24,23 @@ WITH_JSON = {
     *("build", "cells", "doctor", "image build", "log-check", "lookup", "plan build", "plan show"),
     *("channels", "promote", "rollback", "sign", "smoke", "snapshot show", "verify"),
     *("store copy", "store fsck", "store gc", "snapshot diff", "labels"),
-    *("image audit", "image diff", "image sbom", "init", "report", "node check"),
+    *("image audit", "image diff", "image sbom", "init", "load", "report", "node check"),
     *(f"github {each}" for each in ("jobs", "images", "plans", "smoke", "judge")),
 }
 WITHOUT_A_RESULT = {"lock", "schema", "setup"}
 """They change files or the machine, and print nothing but progress."""
 WITH_MATRIX = {
     *("build", "cells", "channels", "image build", "lock", "plan build", "promote", "rollback"),
-    *("smoke", "image audit", "image diff", "image sbom", "report", "node check"),
+    *("load", "smoke", "image audit", "image diff", "image sbom", "report", "node check"),
     *(f"github {each}" for each in ("jobs", "images", "plans", "smoke", "judge")),
 }
 WITH_SELECT = {
-    *("build", "cells", "image build", "plan build", "smoke", "node check"),
+    *("build", "cells", "image build", "load", "plan build", "smoke", "node check"),
     *(f"github {each}" for each in ("jobs", "images", "plans", "smoke", "judge")),
 }
 WITH_STORE = {
     *("build", "image build", "lookup", "plan build", "sign", "smoke", "snapshot show", "verify"),
-    *("channels", "doctor", "promote", "rollback", "store fsck", "store gc"),
+    *("load", "channels", "doctor", "promote", "rollback", "store fsck", "store gc"),
     *("snapshot diff", "labels", "image audit", "image diff", "image sbom", "report"),
     *(f"github {each}" for each in ("images", "plans", "smoke", "judge")),
 }

@@ -23,11 +23,13 @@ from builders.conversion import (
     conversion_of,
     converted_model,
     digest_of_conversion,
+    kept_conversion,
 )
 from builders.converted import convert_models, is_converted, needs_converter
-from builders.models import fetch_model
+from builders.models import fetch_model, identity_of_model
 from builders.plan import failure_of
 from builders.workspace import Workspace
+from engines.recipe import PlanRecipe, recipe_inputs
 from engines.store.local_store import LocalStore
 from planyard.core.cells import Cell
 from planyard.core.digest import digest_of_bytes
@@ -159,6 +161,36 @@ def test_int8_is_converted_once_and_found_again(make: Make) -> None:
     assert bench.asked == ["to_int8.py"]
     # Nothing of what was handed over is kept beside the model.
     assert {each.name for each in first.path.parent.iterdir()} == {"model.onnx", "report.json"}
+
+
+def test_the_model_a_plan_was_made_from_is_found_by_its_recipe(make: Make) -> None:
+    bench = make()
+    job = bench.job()
+    recipe = PlanRecipe(
+        model=identity_of_model(bench.spec),
+        backend="tensorrt",
+        version="11.2.1.2",
+        builder_image=BUILDER,
+        script=BUILDER,
+        sm_targets=(90,),
+        profile={},
+        precision="int8",
+        workspace_bytes=1,
+        conversion=job.conversion,
+    )
+
+    def kept(changed: PlanRecipe) -> Path | None:
+        inputs, fetched = recipe_inputs(changed), job.model.path
+        cache = bench.workspace.cache
+        return kept_conversion(inputs, bench.spec, fetched=fetched, cache=cache)
+
+    assert kept(recipe) is None
+    converted = bench.convert()
+    assert kept(recipe) == converted.path
+    assert kept(msgspec.structs.replace(recipe, conversion=None)) == job.model.path
+    assert kept(msgspec.structs.replace(recipe, builder_image="sha256:" + "c" * 64)) is None
+    converted.path.write_bytes(b"damaged")
+    assert kept(recipe) is None
 
 
 def test_a_kept_model_that_was_damaged_is_made_again(make: Make) -> None:

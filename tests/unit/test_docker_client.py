@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from docker.errors import APIError
 
 from planyard.core.errors import ImageBuildError, InputError
 from planyard.core.matrix import Image
@@ -180,6 +182,18 @@ def test_only_what_may_be_written_is_writable() -> None:
 def test_a_gpu_is_asked_for_only_by_a_gpu_cell() -> None:
     [request] = arguments(gpu=True)["device_requests"]
     assert request["Capabilities"] == [["gpu"]]
+
+
+def test_killing_what_has_ended_meanwhile_is_no_error() -> None:
+    """It is a thread's work: what it raised would end nowhere."""
+
+    class Gone:
+        def kill(self) -> None:
+            raise APIError("409 Client Error: Conflict (container 1 is not running)")
+
+    killed = threading.Event()
+    docker._kill(Gone(), killed)
+    assert killed.is_set()
 
 
 def with_image(root: Path, **fields: object) -> Image:

@@ -29,6 +29,7 @@ from planyard.core.cells import expand
 from planyard.core.compat import load_compat
 from planyard.core.errors import InputError
 from planyard.core.matrix import Matrix
+from planyard.core.matrix_runtime import TensorRtBuild
 from planyard.core.matrix_smoke import ADMISSION_CHECKS, AdmissionSpec
 from planyard.core.reader import load_matrix
 from planyard.core.units import ByteSize
@@ -146,6 +147,16 @@ def test_classic_tensorrt_is_held_to_its_driver_branch(matrix):
     assert not found.driver.newer
     assert found.libraries == ("libnvinfer.so.11",)
     assert found.checks["packages"].startswith("off: ")
+
+
+def test_the_lean_runtime_is_another_library(matrix):
+    lean = TensorRtBuild(runtime="lean", version_compatible=True)
+    image = msgspec.structs.replace(matrix.images["rtx"], backend="tensorrt", tensorrt=lean)
+    classic = msgspec.structs.replace(matrix, images={"trt": image})
+    found = expectation_of("trt", matrix=classic, cells=())
+    assert found.libraries == ("libnvinfer_lean.so.11",)
+    assert (found.plans.kind, found.plans.version) == ("tensorrt", matrix.pins.tensorrt)
+    assert found.checks["plans"] == "on"
 
 
 def test_a_plan_that_lies_in_the_image_is_expected(matrix):

@@ -76,23 +76,28 @@ def test_names_that_no_session_has_fail(names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize(
     ("asked", "wanted", "by_script", "by_command"),
     [
-        ((CUDA,), CUDA, [], []),
-        ((CPU,), CUDA, ["providers.not-asked"], ["providers.not-asked"]),
-        ((CPU, CUDA), CUDA, ["providers.not-asked"], ["providers.not-asked"]),
-        ((TENSORRT, CUDA), CUDA, ["providers.not-asked"], []),
-        ((CUDA, CPU), CUDA, ["providers.not-asked"], []),
-        ((CPU,), CPU, [], []),
-        ((CPU,), "TensorRT", ["providers.not-asked"], ["providers.not-asked"]),
-        ((CPU,), "", [], []),
+        ((CUDA,), (CUDA,), [], []),
+        ((CPU,), (CUDA,), ["providers.not-asked"], ["providers.not-asked"]),
+        ((CPU, CUDA), (CUDA,), ["providers.not-asked"], ["providers.not-asked"]),
+        ((TENSORRT, CUDA), (CUDA,), ["providers.not-asked"], []),
+        ((CUDA, CPU), (CUDA,), ["providers.not-asked"], []),
+        ((TENSORRT, CUDA), (TENSORRT, CUDA), [], []),
+        ((CUDA, TENSORRT), (TENSORRT, CUDA), ["providers.not-asked"], []),
+        ((TENSORRT,), (TENSORRT, CUDA), ["providers.not-asked"], []),
+        ((CUDA,), (TENSORRT, CUDA), ["providers.not-asked"], []),
+        ((CPU,), (TENSORRT, CUDA), ["providers.not-asked"], ["providers.not-asked"]),
+        ((CPU,), (CPU,), [], []),
+        ((CPU,), ("TensorRT",), ["providers.not-asked"], ["providers.not-asked"]),
+        ((CPU,), (), [], []),
     ],
 )
 def test_a_run_has_to_ask_for_what_its_cell_is_for(
-    asked: tuple[str, ...], wanted: str, by_script: list[str], by_command: list[str]
+    asked: tuple[str, ...], wanted: tuple[str, ...], by_script: list[str], by_command: list[str]
 ) -> None:
     """A command of the image's own may ask for more, but not for the CPU in a GPU's place."""
     report = report_of(providers_asked=asked, providers_active=asked)
     for own_command, rules in ((False, by_script), (True, by_command)):
-        found = check_providers(run_of(report, own_command=own_command), backend_provider=wanted)
+        found = check_providers(run_of(report, own_command=own_command), wanted=wanted)
         assert [each.rule for each in found] == rules
         assert found == failures(found)
 
@@ -265,18 +270,57 @@ def test_a_command_that_asked_for_the_cpu_is_judged_by_its_cell() -> None:
     """Else every image could serve a GPU cell from the CPU by asking for nothing better."""
     report = report_of(providers_asked=(CPU,), placement=placed((CPU, "Conv", 60)))
     run = run_of(report, own_command=True)
-    found = check_placement(run, cpu_operators=(), memcpy_nodes=0, backend_provider=CUDA)
+    found = check_placement(run, cpu_operators=(), memcpy_nodes=0, wanted=(CUDA,))
     assert [each.rule for each in found] == ["placement.none"]
-    assert check_placement(run, cpu_operators=(), memcpy_nodes=0, backend_provider=CPU) == ()
+    assert check_placement(run, cpu_operators=(), memcpy_nodes=0, wanted=(CPU,)) == ()
 
 
 def test_a_command_may_ask_for_more_than_its_cell() -> None:
     counts = ((TENSORRT, "Conv", 60), (CPU, "Shape", 4))
     run = run_of(gpu_report(*counts, providers_asked=(TENSORRT, CUDA)), own_command=True)
     operators = ("Shape",)
-    assert (
-        check_placement(run, cpu_operators=operators, memcpy_nodes=0, backend_provider=CUDA) == ()
+    assert check_placement(run, cpu_operators=operators, memcpy_nodes=0, wanted=(CUDA,)) == ()
+
+
+BOTH = (TENSORRT, CUDA)
+
+
+@pytest.mark.parametrize(
+    ("counts", "allowed", "found"),
+    [
+        (((TENSORRT, "TRTKernel_0", 1), (CUDA, "Resize", 3)), (), []),
+        (((TENSORRT, "TRTKernel_0", 1),), (), []),
+        (((TENSORRT, "TRTKernel_0", 1), (CUDA, "Resize", 3), (CPU, "Shape", 2)), ("Shape",), []),
+        (((TENSORRT, "TRTKernel_0", 1), (CPU, "Shape", 2)), (), ["fail elsewhere"]),
+        (
+            ((TENSORRT, "TRTKernel_0", 1), ("DmlExecutionProvider", "Conv", 2)),
+            (),
+            ["fail elsewhere"],
+        ),
+        (((CUDA, "Conv", 60),), (), ["fail none"]),
+        (((TENSORRT, "TRTKernel_0", 0), (CUDA, "Conv", 60)), (), ["fail none"]),
+    ],
+)
+def test_of_several_providers_the_first_must_have_nodes_and_the_next_may(
+    counts: tuple[tuple[str, str, int], ...], allowed: tuple[str, ...], found: list[str]
+) -> None:
+    assert rules_of_placement(*counts, allowed=allowed, providers_asked=BOTH) == found
+
+
+def test_a_first_provider_that_has_nothing_is_named_with_the_one_that_has() -> None:
+    report = gpu_report((CUDA, "Conv", 60), providers_asked=BOTH)
+    [finding] = check_placement(run_of(report), cpu_operators=(), memcpy_nodes=0, wanted=BOTH)
+    assert finding.message == (
+        f"none of 60 nodes was placed on {TENSORRT}: it was asked for first, and {CUDA} behind it "
+        "has nodes"
     )
+
+
+def test_a_cpu_provider_behind_the_gpu_means_no_nodes_there() -> None:
+    report = gpu_report((CUDA, "Conv", 60), (CPU, "Resize", 3), providers_asked=(CUDA, CPU))
+    run = run_of(report, own_command=True)
+    found = check_placement(run, cpu_operators=("Shape",), memcpy_nodes=0, wanted=(CUDA,))
+    assert [each.rule for each in found] == ["placement.elsewhere"]
 
 
 def test_nodes_counted_as_none_are_no_nodes() -> None:

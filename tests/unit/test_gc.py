@@ -15,6 +15,7 @@ from engines.channels.moves import Mover
 from engines.conversions import find_conversion, put_conversion
 from engines.keeping.gc import GcReport, collect
 from engines.keeping.marking import Policy
+from engines.loads import loads_of_image, put_load
 from engines.store import claims
 from engines.store import objects as names
 from engines.store.local_store import LocalStore
@@ -42,6 +43,7 @@ from tests.kept_store import (
     put_plan,
     put_release,
 )
+from tests.load_records import a_record
 from tests.object_places import MemoryStore
 from tests.smoke_runs import report_of, run_of
 
@@ -413,3 +415,14 @@ def test_damage_in_a_map_of_garbage_stops_nothing_else(tmp_path: Path):
     age(store.objects, 30 * DAY_SECONDS, only=[doomed])
     collect(store, KEEP_ONE)
     assert doomed not in set(all_names(store.objects))
+
+
+def test_load_records_go_with_their_image_and_keep_none(store: MemoryStore) -> None:
+    old, new = (put_release(store, number) for number in (1, 2))
+    for release in (old, new):
+        put_load(store, a_record(image=release.image.digest))
+    age(store.objects, 30 * DAY_SECONDS)
+    collect(store, KEEP_ONE)
+    assert (is_there(store, old), is_there(store, new)) == ([False] * 5, [True] * 5)
+    assert loads_of_image(store, old.image.digest) == ()
+    assert len(loads_of_image(store, new.image.digest)) == 1

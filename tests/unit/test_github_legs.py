@@ -21,7 +21,7 @@ from planyard.core.report import exit_code
 from planyard.core.results import ImageRecord
 from planyard.edge.docker import Container, Ended
 from tests import small_site
-from tests.smoke_runs import InProcess, ended
+from tests.smoke_runs import InProcess, ended, no_reference_load
 
 CPU = ("cpu/*",)
 RTX = ("rtx/*/8/*",)
@@ -58,6 +58,11 @@ class Node:
     def smoke(self, patterns: tuple[str, ...], **changes: Any) -> Any:
         given = {"images": self.handed, "workspace": self.workspace, **changes}
         return legs.smoke(self.loaded, patterns=patterns, **given)
+
+
+@pytest.fixture(autouse=True)
+def _no_reference_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_reference_load(monkeypatch)
 
 
 @pytest.fixture

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import itertools
 import json
+import subprocess
 import sys
 import threading
 import time
 import types
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import MagicMock
@@ -17,9 +21,13 @@ from unittest.mock import MagicMock
 import numpy as np
 import pytest
 
+from planyard.core.cells import Cell
+from planyard.core.matrix_smoke import SmokeLimits
 from planyard.core.results import AttentionFound, LatencySeries, SmokeReport
-from smoke.run import read_outputs, read_report
-from tests.fake_cuda import PLACES, Driver, Engine, bindings
+from planyard.edge.docker import Container, Ended
+from smoke.job import SmokeJob
+from smoke.run import read_outputs, read_report, run_job
+from tests.fake_cuda import PLACES, Driver, Engine, Weights, bindings, plan_of
 
 ROOT = Path(__file__).parents[2]
 X = np.linspace(-1, 1, 12, dtype="float32").reshape(2, 6)
@@ -48,17 +56,33 @@ class Room:
         self.driver: Any = Driver()
         self.engine = Engine(self.driver)
         (folder / "out").mkdir()
-        (folder / "model.plan").write_bytes(b"plan")
+        self.versions: dict[str, str] = {}
+        self.modules: dict[str, Any] = {}
+        self.weights: Weights | None = None
         self.job: dict[str, Any] = {
             "schema": 1,
+            "backend": "",
             "model": str(folder / "model.plan"),
-            "providers": ["TensorRT-RTX"],
+            "source": None,
+            "session": None,
+            "providers": [],
             "series": [self.series(X)],
             "warmup": 2,
             "requests": 6,
             "series_seconds": 60,
             "out": str(folder / "out"),
         }
+        self.serve("tensorrt-rtx", "1.7.1.116", tensorrt_rtx_bindings="1.7.1.116")
+
+    def serve(self, backend: str, plan: str, *, body: bytes = b"plan", **versions: str) -> None:
+        """A plan of this version, and the only bindings that are installed, with theirs."""
+        magic, provider = {
+            "tensorrt-rtx": (b"vtrt", "TensorRT-RTX"),
+            "tensorrt": (b"ftrt", "TensorRT"),
+        }[backend]
+        (self.folder / "model.plan").write_bytes(plan_of(plan, magic=magic, body=body))
+        self.versions = versions
+        self.job |= {"backend": backend, "providers": [provider]}
 
     def series(self, x: Any, *, concurrency: int = 1, **changes: Any) -> dict[str, Any]:
         file = f"input-{len(list(self.folder.glob('input-*')))}.bin"
@@ -77,7 +101,20 @@ class Room:
             return self.driver
 
         self.patch.setattr(ctypes, "CDLL", library)
-        self.patch.setitem(sys.modules, "tensorrt_rtx_bindings", bindings(self.engine))
+        found = importlib.util.find_spec
+        self.patch.setattr(
+            importlib.util,
+            "find_spec",
+            lambda name: None if "tensorrt" in name and name not in self.versions else found(name),
+        )
+        self.modules = {
+            name: bindings(self.engine, name=name, version=version)
+            for name, version in self.versions.items()
+        }
+        for name, module in self.modules.items():
+            if self.weights and "lean" not in name:
+                self.weights.add_to(module)
+            self.patch.setitem(sys.modules, name, module)
         path = self.folder / "job.json"
         path.write_text(json.dumps(self.job))
         code: int = self.script.main(["trt.py", str(path)])
@@ -226,6 +263,7 @@ def other(**changes: str) -> dict[str, str]:
         ([other(TacticName="/layer/_gemm_mha_v2")], {}),
         ([other(TacticName="_gemm_mha_v2_bprop")], {}),
         ([other(TacticName="", Name="fmha")], {}),
+        ([MHA, {"Name": "wait_for_stream", "LayerType": "wait"}], {"_gemm_mha_v2": 1}),
     ],
 )
 def test_fused_attention_is_counted_by_kernels(
@@ -244,6 +282,7 @@ def test_fused_attention_is_counted_by_kernels(
         '{"Layers": []}',
         '{"Layers": ["_gemm_mha_v2_myl0_5"]}',  # compiled with layer names alone
         '{"Layers": [{"Name": "_gemm_mha_v2_myl0_5"}]}',
+        '{"Layers": [7]}',
         '{"Layers": "_gemm_mha_v2"}',
         '{"Bindings": []}',
         "[]",
@@ -297,7 +336,7 @@ def break_silently(room: Room) -> None:
 
 
 def break_plan(room: Room) -> None:
-    (room.folder / "model.plan").write_bytes(b"stale")
+    (room.folder / "model.plan").write_bytes(plan_of("1.7.1.116", magic=b"vtrt", body=b"stale"))
 
 
 def break_context(room: Room) -> None:
@@ -337,6 +376,10 @@ def break_schema(room: Room) -> None:
     room.job["schema"] = 2
 
 
+def break_backend(room: Room) -> None:
+    room.job["backend"] = "onnxruntime-cuda"
+
+
 @pytest.mark.parametrize(
     ("breaks", "said"),
     [
@@ -352,6 +395,7 @@ def break_schema(room: Room) -> None:
         (break_name, "no input x"),
         (break_output, "output y depends on the data"),
         (break_schema, "a job has schema 1"),
+        (break_backend, "a backend, tensorrt-rtx or tensorrt"),
     ],
 )
 def test_what_fails_is_told_and_nothing_is_left(room: Room, breaks: Any, said: str) -> None:
@@ -402,6 +446,210 @@ def test_a_machine_without_a_driver_says_so(room: Room) -> None:
     assert "libcuda.so.1: no such library" in room.failed()
 
 
+LEAN = {"tensorrt_lean_bindings": "11.2.1.2"}
+FULL = {"tensorrt_bindings": "11.2.1.2"}
+
+
+@pytest.mark.parametrize(
+    ("installed", "used"),
+    [
+        (LEAN, "tensorrt_lean_bindings"),
+        (FULL, "tensorrt_bindings"),
+        ({"tensorrt": "11.2.1.2"}, "tensorrt"),
+        ({**FULL, **LEAN, "tensorrt": "11.2.1.2"}, "tensorrt_lean_bindings"),
+        ({**FULL, "tensorrt": "11.2.1.2"}, "tensorrt_bindings"),
+    ],
+)
+def test_classic_tensorrt_answers_by_the_bindings_that_are_there(
+    room: Room, installed: dict[str, str], used: str
+) -> None:
+    room.serve("tensorrt", "11.2.1.2", **installed)
+    assert room.run() == 0
+    report = room.report()
+    assert report.error == ""
+    assert report.providers_asked == report.providers_active == ("TensorRT",)
+    assert [each.provider for each in report.placement] == ["TensorRT"]
+    assert report.versions == {used: "11.2.1.2"}
+    outputs = read_outputs(report, room.folder / "out", on_problem=pytest.fail)
+    assert np.array_equal(outputs["y"], 2 * X)
+
+
+def test_bindings_of_the_other_tensorrt_are_none(room: Room) -> None:
+    room.serve("tensorrt", "11.2.1.2", tensorrt_rtx_bindings="1.7.1.116")
+    assert "none of tensorrt_lean_bindings, tensorrt_bindings, tensorrt" in room.failed()
+    room.serve("tensorrt-rtx", "1.7.1.116", **LEAN)
+    assert "none of tensorrt_rtx_bindings" in room.failed()
+
+
+def test_bindings_that_cannot_be_loaded_are_not_passed_over(room: Room) -> None:
+    """The image would run, with another library than the one it was made for."""
+    real, importing = importlib.import_module, "tensorrt_lean_bindings"
+
+    def broken(name: str) -> Any:
+        if name == importing:
+            raise ImportError("libnvinfer_lean.so.11: cannot open shared object file")
+        return real(name)
+
+    room.serve("tensorrt", "11.2.1.2", **LEAN, **FULL)
+    room.patch.setattr(importlib, "import_module", broken)
+    assert "libnvinfer_lean.so.11: cannot open" in room.failed()
+
+
+def test_a_file_beside_the_script_is_no_module(script: Any, tmp_path: Path) -> None:
+    """`engines/inside` has a tensorrt.py, and a folder of scripts may be laid out flat."""
+    flat = tmp_path / "trt.py"
+    flat.write_bytes((ROOT / "smoke/inside/trt.py").read_bytes())
+    (tmp_path / "tensorrt.py").write_text("print('the wrong one')")
+    ended = subprocess.run(
+        [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import trt\n"
+         "print(trt.bindings_of('tensorrt').__name__)"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert ended.stdout == ""
+    assert "the image has none of" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("backend", "plan", "library", "compatible", "fits"),
+    [
+        ("tensorrt-rtx", "1.6.1.120", "1.7.1.116", False, False),
+        ("tensorrt-rtx", "1.7.1.9", "1.7.1.116", False, False),
+        ("tensorrt", "11.2.1.2", "11.2.1.2", False, True),
+        ("tensorrt", "11.2.1.1", "11.2.1.2", False, False),
+        ("tensorrt", "11.1.0.9", "11.2.1.2", False, False),
+        ("tensorrt", "11.1.0.9", "11.2.1.2", True, True),
+        ("tensorrt", "11.2.1.2", "11.2.1.2", True, True),
+        ("tensorrt", "11.3.0.1", "11.2.1.2", True, False),
+        ("tensorrt", "10.15.1.29", "11.2.1.2", True, False),
+        ("tensorrt", "12.0.0.1", "11.2.1.2", True, False),
+    ],
+)
+def test_a_plan_of_another_version_is_told_by_its_header(
+    room: Room, backend: str, plan: str, library: str, *, compatible: bool, fits: bool
+) -> None:
+    name = "tensorrt_rtx_bindings" if backend == "tensorrt-rtx" else "tensorrt_bindings"
+    room.serve(backend, plan, **{name: library})
+    room.job["version_compatible"] = compatible
+    if fits:
+        assert room.run() == 0
+        return
+    said = room.failed()
+    assert f"{plan} does not run on {library}: compile it with {library}" in said
+    assert room.modules[name].runtimes == []  # TensorRT was not asked
+    assert room.driver.calls == []
+
+
+@pytest.mark.parametrize("data", [b"", b"ftrt", plan_of("1.7.1.116", magic=b"vtrt"), b"\0" * 64])
+def test_what_is_no_plan_of_this_tensorrt_is_told_by_its_header(room: Room, data: bytes) -> None:
+    room.serve("tensorrt", "11.2.1.2", **LEAN)
+    (room.folder / "model.plan").write_bytes(data)
+    shown = data[:8].hex(" ") or "nothing"
+    assert f"no plan of TensorRT: it starts with {shown}" in room.failed()
+    assert room.modules["tensorrt_lean_bindings"].runtimes == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "compatible", "allowed"),
+    [(FULL, True, True), (FULL, False, False), (LEAN, True, False), (LEAN, False, False)],
+)
+def test_host_code_is_allowed_only_where_a_plan_brings_its_own_runtime(
+    room: Room, installed: dict[str, str], *, compatible: bool, allowed: bool
+) -> None:
+    room.serve("tensorrt", "11.2.1.2", body=b"host", **installed)
+    room.job["version_compatible"] = compatible
+    if allowed:
+        assert room.run() == 0
+    else:
+        assert "could not be deserialized" in room.failed()
+    (module,) = room.modules.values()
+    assert [each.engine_host_code_allowed for each in module.runtimes] == [allowed]
+
+
+def test_a_plan_without_weights_is_filled_before_anything_is_asked(
+    room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    room.weights = Weights()
+    room.serve("tensorrt", "11.2.1.2", **FULL)
+    room.job["source"] = "/source/model.onnx"
+    assert room.run() == 0
+    assert (room.weights.source, room.weights.done) == ("/source/model.onnx", True)
+    said = capsys.readouterr().out
+    assert said.index("planyard: refitted 2 weights") < said.index("planyard: batch 2")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"unreadable": True}, "model.onnx were not taken: node /conv: no such initializer"),
+        ({"given": "a"}, "/source/model.onnx lacks 1 weights: b"),
+        ({"refuses": True}, "could not be refitted"),
+    ],
+)
+def test_a_plan_that_stays_without_weights_answers_nothing(
+    room: Room, changes: dict[str, Any], said: str
+) -> None:
+    room.weights = Weights()
+    vars(room.weights).update(changes)
+    room.serve("tensorrt", "11.2.1.2", **FULL)
+    room.job["source"] = "/source/model.onnx"
+    assert said in room.failed()
+    assert room.engine.executed == []
+
+
+@pytest.mark.parametrize(
+    ("backend", "plan", "installed"),
+    [
+        ("tensorrt", "11.2.1.2", LEAN),
+        ("tensorrt-rtx", "1.7.1.116", {"tensorrt_rtx_bindings": "1.7.1.116"}),
+    ],
+)
+def test_only_full_tensorrt_fills_plans(
+    room: Room, backend: str, plan: str, installed: dict[str, str]
+) -> None:
+    room.weights = Weights()
+    room.serve(backend, plan, **installed)
+    room.job["source"] = "/source/model.onnx"
+    assert "has nothing to read weights with" in room.failed()
+
+
+def test_the_model_of_a_stripped_plan_is_mounted_read_only(tmp_path: Path) -> None:
+    for name in ("plans/model.plan", "models/model.onnx"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    ids = {"image": "trt", "model": "net", "profile": "8", "precision": "fp16", "gpu": "sm90"}
+    job = SmokeJob(
+        cell=Cell(id="/".join(ids.values()), **ids, sm=90, backend="tensorrt"),  # type: ignore[arg-type]
+        image="trt:1",
+        python="/usr/bin/python3.11",
+        served=tmp_path / "plans" / "model.plan",
+        inputs={"x": X},
+        limits=SmokeLimits(),
+        gpu=True,
+        source=tmp_path / "models" / "model.onnx",
+    )
+    for number, (source, mounted) in enumerate([(job.source, True), (None, False)]):
+        seen: list[Container] = []
+        scratch = tmp_path / f"scratch-{number}"
+        scratch.mkdir()
+        run_job(replace(job, source=source), runner=noting(seen), scratch=scratch)
+        (container,) = seen
+        mounts = {each.target: (each.source, each.writable) for each in container.mounts}
+        assert mounts["/model"] == (tmp_path / "plans", False)
+        assert mounts.get("/source") == ((tmp_path / "models", False) if mounted else None)
+        document = json.loads((scratch / "job" / "job.json").read_text())
+        assert document["source"] == ("/source/model.onnx" if mounted else None)
+
+
+def noting(seen: list[Container]) -> Callable[[Container], Ended]:
+    """A runner that runs nothing."""
+
+    def run(container: Container) -> Ended:
+        seen.append(container)
+        return Ended(exit_code=1, stdout=b"", stderr=b"", seconds=0.0)
+
+    return run
+
+
 def test_loaded_libraries_answer_for_themselves(
     script: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,6 +687,10 @@ def test_loaded_libraries_answer_for_themselves(
     assert set(found) == {"tensorrt_rtx", "cuda", "python"}
     line = "7f00-7f01 r-xp 00000000 08:01 42   /broken/libcudart.so.13"
     assert script.loaded_libraries(line)["cuda"]["version"] == "unknown"
+    classic = ("libnvinfer_lean.so.11", "libnvinfer.so.11.2.1", "libnvinfer_vc_plugin.so.11")
+    for name, pinned in zip(classic, (True, True, False), strict=True):
+        found = script.loaded_libraries(f"7f00-7f01 r-xp 00000000 08:01 42   /new/{name}")
+        assert ("tensorrt" in found) is pinned
 
 
 def test_plans_are_compiled_so_that_they_name_their_kernels() -> None:

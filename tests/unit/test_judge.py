@@ -10,11 +10,21 @@ import pytest
 
 from planyard.core.gates import GATE_NAMES
 from planyard.core.matrix import Tolerance
+from planyard.core.matrix_runtime import SessionSpec
 from planyard.core.matrix_smoke import Gates
-from planyard.core.results import AttentionFigures, LatencySeries, SmokeRun, SmokeVerdict
+from planyard.core.results import (
+    AttentionFigures,
+    LatencySeries,
+    LoadedLibrary,
+    SessionFound,
+    SmokeReport,
+    SmokeRun,
+    SmokeVerdict,
+)
 from smoke.baseline import accepted_run
 from smoke.judge import Evidence, judge
 from smoke.rules import load_rules
+from smoke.session import session_document
 from tests.smoke_runs import CPU, LATENCIES_MS, PINS, placed, report_of, run_of
 
 GATES = ("exit", *GATE_NAMES)
@@ -155,3 +165,47 @@ def test_what_both_runs_say_is_said_once() -> None:
     run = run_of(report_of(series=slower(10)), stderr=LOSS)
     verdict = verdict_of(run, again=run)
     assert [each.gate for each in verdict.findings].count("logs") == 1
+
+
+TENSORRT_FIRST = SessionSpec(providers=("TensorrtExecutionProvider", "CUDAExecutionProvider"))
+
+
+def report_of_tensorrt(**changes: Any) -> SmokeReport:
+    """A healthy run on TensorRT before CUDA, in an image that says so."""
+    names = TENSORRT_FIRST.providers
+    fields: dict[str, Any] = {
+        "providers_asked": names,
+        "providers_active": (*names, CPU),
+        "placement": placed((names[0], "TRTKernel", 1), (names[1], "Resize", 3)),
+        "cpu_fallback_refused": False,
+        "session": SessionFound(baked=session_document(TENSORRT_FIRST, "onnxruntime-cuda")),
+    }
+    return report_of(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "gates"),
+    [
+        ({}, set()),
+        ({"loaded": report_of().loaded}, {"versions"}),
+        ({"session": SessionFound()}, {"providers"}),
+        ({"session": None}, {"providers"}),
+        ({"providers_asked": TENSORRT_FIRST.providers[1:]}, {"providers", "placement"}),
+        ({"placement": placed((TENSORRT_FIRST.providers[1], "Conv", 60))}, {"placement"}),
+    ],
+)
+def test_a_session_on_tensorrt_is_held_to_all_of_it(
+    changes: dict[str, Any], gates: set[str]
+) -> None:
+    """Without its library in memory, its file in the image, its place or a node on it: failed."""
+    tensorrt = {"tensorrt": LoadedLibrary(version="11.2.1", path="/lib/libnvinfer.so.11")}
+    report = report_of_tensorrt(**{"loaded": {**report_of().loaded, **tensorrt}, **changes})
+    pins = {**PINS, "tensorrt": "11.2.1"}
+    assert failed(verdict_of(run_of(report), session=TENSORRT_FIRST, pins=pins)) == gates
+
+
+def test_a_run_as_the_backend_has_it_is_not_what_the_matrix_asks() -> None:
+    verdict = verdict_of(run_of(report_of()), session=SessionSpec(copy_stream="own"))
+    assert failed(verdict) == {"providers"}
+    rules = [finding.rule for finding in verdict.findings]
+    assert rules == ["providers.session-not-baked", "providers.session-unsaid"]

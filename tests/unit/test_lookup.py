@@ -269,7 +269,7 @@ def test_the_json_of_a_lookup_is_what_its_schema_says(filled: tuple[Store, Image
     assert set(document) == {"schema", "image", "snapshots", "plans", "not_fitting"}
     assert set(document["plans"][0]) == {
         *("recipe", "digest", "cell", "size_bytes", "sm", "backend", "version"),
-        *("model", "profile", "precision"),
+        *("model", "profile", "precision", "inspector"),
     }
     assert set(document["not_fitting"][0]) == {"cell", "digest", "why"}
     assert list(validator.iter_errors(document | {"plans": [{"recipe": 1}]}))

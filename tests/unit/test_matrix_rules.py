@@ -24,6 +24,7 @@ from planyard.core.matrix_rules import (
     broken_rules,
     parts_of,
 )
+from planyard.core.matrix_runtime import SessionSpec, TensorRtBuild
 from planyard.core.reader import read_matrix, read_value
 from planyard.core.yaml_tree import parse_tree
 
@@ -334,3 +335,45 @@ def test_a_converter_that_nothing_needs_is_told():
         "images.ort.compiler: every cell of this image serves the model as published: "
         "remove this key"
     )
+
+
+@pytest.mark.parametrize("backend", ["tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"])
+def test_only_classic_tensorrt_is_told_how_to_build(backend):
+    image = Image(backend=backend, compiler="c", tensorrt=TensorRtBuild(version_compatible=True))
+    assert broken(image) == [
+        f"tensorrt: {backend} builds no plans with classic TensorRT: remove this key"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("build", "found"),
+    [
+        (TensorRtBuild(), []),
+        (TensorRtBuild(version_compatible=True, runtime="lean"), []),
+        (TensorRtBuild(refit_identical=True), []),
+        (
+            TensorRtBuild(runtime="lean"),
+            [
+                "tensorrt.runtime: the lean runtime runs version-compatible plans only: "
+                "add version_compatible: true, or write full"
+            ],
+        ),
+        (
+            TensorRtBuild(runtime="lean", version_compatible=True, refit_identical=True),
+            [
+                "tensorrt.refit_identical: weights are put back by the full library, and this "
+                "image has the lean runtime: write false, or runtime: full"
+            ],
+        ),
+    ],
+)
+def test_the_lean_runtime_runs_what_it_can(build, found):
+    assert broken(Image(backend="tensorrt", compiler="c", tensorrt=build)) == found
+
+
+def test_the_rules_of_sessions_are_asked():
+    """They are in session_rules.py; here it only counts that an image is held against them."""
+    image = Image(
+        backend="tensorrt", compiler="c", session=SessionSpec(providers=("CPUExecutionProvider",))
+    )
+    assert [each.partition(":")[0] for each in broken(image)] == ["session"]

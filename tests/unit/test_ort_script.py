@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import importlib.util
 import itertools
 import json
@@ -45,7 +46,7 @@ def test_so_many_requests_are_made_at_once_and_no_more(ort: ModuleType, concurre
         together.wait(timeout=20)
         under_way.pop()
 
-    latencies = ort.ask(request, count=4 * concurrency, concurrency=concurrency)
+    latencies = ort.ask([request] * concurrency, count=4 * concurrency)
     assert len(latencies) == len(most) == 4 * concurrency
     assert max(most) == concurrency
     assert all(each > 0 for each in latencies)
@@ -55,12 +56,19 @@ def test_so_many_requests_are_made_at_once_and_no_more(ort: ModuleType, concurre
 def test_time_ends_a_series_but_not_before_its_fifth_request(
     ort: ModuleType, count: int, made: int
 ) -> None:
-    assert len(ort.ask(lambda: None, count=count, concurrency=1, seconds=1e-9)) == made
+    assert len(ort.ask([lambda: None], count=count, seconds=1e-9)) == made
 
 
 def test_without_a_limit_all_requests_are_made(ort: ModuleType) -> None:
-    assert len(ort.ask(lambda: None, count=100, concurrency=2, seconds=600)) == 100
-    assert len(ort.ask(lambda: None, count=100, concurrency=2)) == 100
+    assert len(ort.ask([lambda: None] * 2, count=100, seconds=600)) == 100
+    assert len(ort.ask([lambda: None] * 2, count=100)) == 100
+
+
+def test_one_client_alone_asks_from_this_very_thread(ort: ModuleType) -> None:
+    """ONNX Runtime keeps a captured CUDA graph with the thread that captured it."""
+    threads: list[int] = []
+    ort.ask([lambda: threads.append(threading.get_ident())], count=3)
+    assert threads == [threading.get_ident()] * 3
 
 
 def test_the_first_failure_ends_a_series(ort: ModuleType) -> None:
@@ -75,7 +83,7 @@ def test_the_first_failure_ends_a_series(ort: ModuleType) -> None:
             raise SystemExit("third")
 
     with pytest.raises(SystemExit, match="third"):
-        ort.ask(request, count=200_000, concurrency=2)
+        ort.ask([request] * 2, count=200_000)
     assert next(numbers) < 100_000
 
 
@@ -90,11 +98,17 @@ class Counting:
         """One output."""
         return [SimpleNamespace(name="y")]
 
-    def run(self, names: list[str], feeds: dict[str, Any]) -> None:
+    def run(self, names: list[str], feeds: dict[str, Any]) -> list[Any]:
         """Nothing but the note."""
         assert names == ["y"]
         self.seen.append(float(feeds["x"][0, 0]))
         self.at_seconds.append(time.time())
+        return [feeds["x"] + 1]
+
+
+def answer(ort: ModuleType, session: Counting, job: dict[str, Any], folder: Path) -> Any:
+    """The job's series, by clients of the script's own kind."""
+    return ort.answer(np, functools.partial(ort.plain_client, session, job), job, folder)
 
 
 @pytest.mark.parametrize(("warmup", "first", "second"), [(0, 0, 0), (1, 0, 1), (3, 2, 3)])
@@ -109,11 +123,20 @@ def test_each_series_is_warmed_up_with_its_own_inputs(
         series.append({"batch": batch, "concurrency": 1, "inputs": {"x": x}})
     job = {"series": series, "warmup": warmup, "requests": 6, "series_seconds": 60}
     session = Counting()
-    timed, began, ended = ort.answer(np, session, job, tmp_path)
+    timed, began, ended = answer(ort, session, job, tmp_path)
     assert session.seen == [1.0] * (first + 6) + [2.0] * (second + 6)
     assert [(each["batch"], len(each["latencies_ms"])) for each in timed] == [(1, 6), (2, 6)]
     assert began <= session.at_seconds[first]
     assert session.at_seconds[-1] <= ended
+
+
+def test_a_request_is_as_many_runs_as_its_steps(ort: ModuleType) -> None:
+    session, feeds = Counting(), {"x": np.ones((1, 1), "float32")}
+    client = ort.plain_client(session, {"steps": 3}, feeds)
+    assert client()()["y"].tolist() == [[2.0]]
+    assert len(session.seen) == 3
+    client(1)
+    assert len(session.seen) == 4
 
 
 def test_requests_go_on_untimed_until_nvml_must_have_seen_them(
@@ -126,7 +149,7 @@ def test_requests_go_on_untimed_until_nvml_must_have_seen_them(
     clock = SimpleNamespace(time=lambda: next(ticks), perf_counter=time.perf_counter)
     monkeypatch.setattr(ort, "time", clock)
     job = {"series": series, "warmup": 1, "requests": 6, "series_seconds": 60, "least_seconds": 5}
-    timed, began, ended = ort.answer(np, session, job, tmp_path)
+    timed, began, ended = answer(ort, session, job, tmp_path)
     assert [len(each["latencies_ms"]) for each in timed] == [6]
     assert (timed[0]["began_seconds"], timed[0]["ended_seconds"]) == (1, 2)
     assert len(session.seen) == 6 + 3

@@ -25,7 +25,7 @@ from planyard.core.results import ImageRecord
 from planyard.edge.docker import Container, Ended
 from planyard.edge.gpu import local_gpus
 from tests import small_site
-from tests.smoke_runs import InProcess, ended, host_path
+from tests.smoke_runs import InProcess, ended, host_path, no_reference_load
 
 HEAD = (Path(__file__).parents[1] / "data/plans/rtx-1.7.1.116-sm89.head").read_bytes()
 
@@ -97,6 +97,11 @@ class Line:
             small_site.workspace_of(self.workspace.root, machine),
             machine,
         )
+
+
+@pytest.fixture(autouse=True)
+def _no_reference_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_reference_load(monkeypatch)
 
 
 @pytest.fixture(scope="module")

@@ -17,12 +17,13 @@ from builders.loading import load
 from builders.schemas import all_schemas
 from planyard.core.cells import expand
 from planyard.core.compat import load_compat
+from planyard.core.matrix import PLAN_BACKENDS
 from planyard.core.reader import load_matrix
 from planyard.edge import proc
 
 REPOSITORY = Path(__file__).parents[2]
 SCHEMAS = REPOSITORY / "docs" / "schemas"
-MATRICES = ("matrix.yaml", "matrix.sd15.yaml")
+MATRICES = ("matrix.yaml", "matrix.sd15.yaml", "matrix.gpu.yaml")
 
 
 @cache
@@ -89,11 +90,13 @@ def test_an_editor_finds_the_schema_of_a_matrix(name):
     assert first == "# yaml-language-server: $schema=docs/schemas/matrix.schema.json"
 
 
-@pytest.mark.parametrize(("name", "plans"), [("matrix.yaml", 9), ("matrix.sd15.yaml", 2)])
+@pytest.mark.parametrize(
+    ("name", "plans"), [("matrix.yaml", 9), ("matrix.sd15.yaml", 2), ("matrix.gpu.yaml", 3)]
+)
 def test_a_matrix_loads_and_asks_for_the_promised_plans(name, plans):
     matrix = load(REPOSITORY / name).matrix
     expansion = expand(matrix, load_compat())
-    assert sum(cell.backend == "tensorrt-rtx" for cell in expansion.cells) == plans
+    assert sum(cell.backend in PLAN_BACKENDS for cell in expansion.cells) == plans
     assert expansion.idle_rules == ()
 
 
@@ -184,7 +187,7 @@ def test_examples_in_the_documents_load(name, block):
     if not block.startswith("schema:"):
         document = yaml.safe_load((REPOSITORY / "matrix.yaml").read_text())
         for key, value in yaml.safe_load(block).items():
-            document[key] = document[key] | value if isinstance(value, dict) else value
+            document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
         block = yaml.safe_dump(document)
     assert load_matrix(block.encode(), name=name).matrix
 

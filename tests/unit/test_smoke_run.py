@@ -7,7 +7,7 @@ import os
 import threading
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 import numpy as np
@@ -15,13 +15,16 @@ import pytest
 
 import smoke.run
 from planyard.core.cells import Cell
+from planyard.core.matrix import Backend
+from planyard.core.matrix_runtime import SessionSpec
 from planyard.core.matrix_smoke import SmokeLimits
 from planyard.core.results import SmokeReport, TensorEvidence
 from planyard.core.units import ByteSize
 from planyard.edge.docker import Container, Ended
-from smoke.job import PROVIDERS, SmokeJob, can_smoke, series_of, write_job
+from smoke.job import INSIDE, SCRIPTS, SmokeJob, series_of, write_job
 from smoke.own_lines import PROTOCOL
 from smoke.run import UnreadableError, read_outputs, read_report, run_job
+from smoke.session import PROVIDERS, session_document
 from tests.smoke_runs import CPU, InProcess, ended, host_path
 
 X = np.arange(6, dtype="float32").reshape(2, 3)
@@ -106,8 +109,10 @@ def test_a_job_has_no_path_of_this_machine(job: SmokeJob, scratch: Path) -> None
         "backend": "onnxruntime-cpu",
         "model": "/model/model.onnx",
         "source": None,
+        "version_compatible": False,
         "providers": [CPU],
-        "session": None,
+        "session": session_document(job.session, job.cell.backend),
+        "client": None,
         "steps": 1,
         "series": [{"batch": 1, "concurrency": 1, "inputs": {"x": X_FILE}}],
         "warmup": 2,
@@ -177,6 +182,41 @@ def test_a_gpu_cell_is_asked_to_run_on_nothing_but_its_gpu(job: SmokeJob, scratc
     assert not [names for backend, names in PROVIDERS.items() if "cuda" in backend and CPU in names]
 
 
+def test_a_session_is_what_the_matrix_says_and_brings_what_binds_it(
+    job: SmokeJob, scratch: Path
+) -> None:
+    runner, session = InProcess(serve=double), SessionSpec(io_binding=True, intra_threads=2)
+    run_job(replace(job, session=session), runner=runner, scratch=scratch)
+    [container] = runner.containers
+    document = json.loads(host_path(container, "/job/job.json").read_bytes())
+    assert document["session"] == session_document(session, "onnxruntime-cpu")
+    laid = host_path(container, f"/job/{document['client']}")
+    assert laid.read_bytes() == (INSIDE / "bound.py").read_bytes()
+
+
+def test_a_plan_has_no_session_and_an_own_command_no_script(job: SmokeJob, scratch: Path) -> None:
+    runner = InProcess(serve=double)
+    run_job(job_of(job.served, backend="tensorrt-rtx", gpu=True), runner=runner, scratch=scratch)
+    document = json.loads(host_path(runner.containers[0], "/job/job.json").read_bytes())
+    assert (document["session"], document["client"]) == (None, None)
+    own = replace(job, session=SessionSpec(io_binding=True), command=("/serve",))
+    write_job(own, scratch)
+    assert json.loads((scratch / "job.json").read_bytes())["client"] is None
+    assert not (scratch / "bound.py").exists()
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cuda", "onnxruntime-cpu"])
+def test_providers_of_the_matrix_are_asked_for_in_its_order(
+    job: SmokeJob, scratch: Path, backend: str
+) -> None:
+    asked = ("TensorrtExecutionProvider", "CUDAExecutionProvider")
+    session = SessionSpec(providers=asked)
+    write_job(job_of(job.served, backend=backend, session=session), scratch)
+    document = json.loads((scratch / "job.json").read_bytes())
+    assert tuple(document["providers"]) == asked
+    assert [name for name, _ in document["session"]["providers"]] == list(asked)
+
+
 def test_levels_that_hide_lines_are_set_open(job: SmokeJob, scratch: Path) -> None:
     runner = InProcess(serve=double)
     run_job(job, runner=runner, scratch=scratch)
@@ -184,10 +224,9 @@ def test_levels_that_hide_lines_are_set_open(job: SmokeJob, scratch: Path) -> No
     assert runner.containers[0].environment["PYTHONUNBUFFERED"] == "1"
 
 
-def test_each_plan_backend_has_its_script() -> None:
-    assert can_smoke("tensorrt-rtx")
-    assert can_smoke("onnxruntime-cuda")
-    assert can_smoke("tensorrt")
+def test_each_backend_has_its_script() -> None:
+    assert set(SCRIPTS) == set(get_args(Backend))
+    assert all((INSIDE / name).is_file() for name in SCRIPTS.values())
 
 
 def test_a_run_says_when_it_began_and_what_it_was_allowed(job: SmokeJob, scratch: Path) -> None:

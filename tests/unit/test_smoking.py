@@ -122,12 +122,6 @@ def test_without_nvidias_runtime_a_gpu_cell_does_not_run(place: Place) -> None:
     assert "no NVIDIA runtime" in place.smoke(GPU_8, gpus=(ADA,)).reason
 
 
-def test_a_backend_without_a_script_is_not_run(place: Place) -> None:
-    cell = msgspec.structs.replace(small_site.cells_of(place.loaded)[RTX_8], backend="tensorrt")
-    verdict = place.smoking(gpus=(ADA,)).smoke(cell)
-    assert (verdict.verdict, "no smoke script" in verdict.reason) == ("not run", True)
-
-
 def test_the_reference_runs_before_what_is_held_against_it(place: Place) -> None:
     assert place.smoke(GPU_8, gpus=(ADA,)).verdict == "passed"
     assert place.ran == ["cpu", "gpu"]

@@ -15,6 +15,7 @@ from engines import index
 from engines.evidence.entries import EVIDENCE
 from engines.keeping import copying
 from engines.keeping.copying import CopyProgress, CopyReport, copy_images
+from engines.loads import loads_of_image, put_load
 from engines.lookup import lookup, pull
 from engines.store.local_store import LocalStore
 from engines.store.objects import BLOBS
@@ -23,6 +24,7 @@ from engines.store.store import ObjectStore
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError, LookupMissError, StoreError
 from tests.far_stores import MIB, Family, FarObjects, store_image
+from tests.load_records import a_record
 from tests.object_places import MemoryStore
 
 KINDS: dict[str, Callable[[Path], ObjectStore]] = {
@@ -337,3 +339,12 @@ def test_the_verb_ends_with_8_when_something_was_left_out(tmp_path: Path) -> Non
     assert code == 8
     assert f"{one}: the snapshot for sm89" in err
     assert list(LocalStore(tmp_path / "target").keys(index.SNAPSHOTS)) == [other]
+
+
+def test_load_records_are_copied_with_their_image() -> None:
+    source, target = MemoryStore(), MemoryStore()
+    (first, second) = two_images(source)
+    put_load(source, a_record(image=first))
+    copy_images(source, target, images=[first])
+    assert loads_of_image(target, first) == loads_of_image(source, first) != ()
+    assert loads_of_image(target, second) == ()

@@ -139,6 +139,31 @@ const plansTable = (pairs) => {
     other.slice(0, MOST).map(({ id, before, after }) => [id, before?.[RECIPE] ?? "absent", after?.[RECIPE] ?? "absent",
       size(before?.[PLAN_BYTES]), size(after?.[PLAN_BYTES])]), other.length - MOST);
 };
+const rate = (value) => value >= 100 || !value ? value.toFixed(0) : String(Number(value.toPrecision(3)));
+const percent = (before, after) => before ? `${after >= before ? "+" : "−"}${Math.abs(100 * (after / before - 1)).toFixed(1)} %` : "–";
+const loadsTable = (a, b) => {
+  if (!a.loads.length && !b.loads.length) return null;
+  const rows = [];
+  let alone = 0;
+  for (const [workload, cell, gpu, steps, series] of b.loads) {
+    const then = a.loads.find((each) => each[0] === workload && each[1] === cell && each[2] === gpu && each[3] === steps);
+    for (const [batch, concurrency, p50, p95, items] of series) {
+      const same = then?.[4].find((each) => each[0] === batch && each[1] === concurrency);
+      if (!same) { alone += 1; continue; }
+      rows.push([`${workload}: ${figures.keys[cell]}`, gpu, batch, concurrency, ms(same[2]), ms(p50), percent(same[2], p50),
+        ms(same[3]), ms(p95), rate(same[4]), rate(items), percent(same[4], items)]);
+    }
+  }
+  const less = a.loads.reduce((sum, each) => sum + each[4].length, 0) - rows.length;
+  const text = `${alone + less} batch sizes and concurrencies were measured on one of the two only, on another GPU, or with other steps.`;
+  if (!rows.length) return noted("Load", text);
+  const shown = table("Load, of the same workload, cell, GPU and steps",
+    [["workload and cell"], ["on"], ["batch", "n"], ["concurrency", "n"], ["P50 before", "n"], ["P50 after", "n"], ["change", "n"],
+      ["P95 before", "n"], ["P95 after", "n"], ["items/s before", "n"], ["items/s after", "n"], ["change", "n"]],
+    rows.slice(0, MOST), rows.length - MOST);
+  if (alone + less) shown.append(make("p", { class: "soft" }, text));
+  return shown;
+};
 const WORDS = { breaks: "breaks", attention: "look", none: "note" };
 const followsList = (follows, a, b) => {
   const title = make("h3", null, "What follows");
@@ -171,7 +196,7 @@ const compare = () => {
   }
   const pairs = pairsOf(a, b);
   target.replaceChildren(...[sizesTable(a, b), followsList(figures.follows[`${at}-${to}`], a, b),
-    verdictsTable(pairs), latencyTable(pairs), plansTable(pairs), versionsTable(a, b)].filter(Boolean));
+    verdictsTable(pairs), latencyTable(pairs), loadsTable(a, b), plansTable(pairs), versionsTable(a, b)].filter(Boolean));
 };
 const optionsOf = () => {
   const names = [...new Set(figures.images.map((each) => each.name))];
