@@ -89,6 +89,7 @@ class CellRuns:
         batch: int | None = None,
         seed: int = SEED,
         steps: int = 1,
+        contexts: int | None = None,
     ) -> SmokeJob:
         """A run of a cell: `limits` are the matrix's for smoke runs, `batch` is the optimum's."""
         spec, image = self.matrix.models[cell.model], self.matrix.images[cell.image]
@@ -113,6 +114,7 @@ class CellRuns:
             source=self._source(cell),
             version_compatible=image.tensorrt.version_compatible,
             steps=steps,
+            contexts=contexts,
         )
 
     def _measure(

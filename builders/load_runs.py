@@ -174,7 +174,13 @@ class LoadRuns(CellRuns):
         )
         first = workload.batches[0]  # the first series is the workload's, not the profile's optimum
         return self._job(
-            cell, scratch, limits=limits, batch=first, seed=workload.seed, steps=workload.steps
+            cell,
+            scratch,
+            limits=limits,
+            batch=first,
+            seed=workload.seed,
+            steps=workload.steps,
+            contexts=workload.contexts,
         )
 
     def _judge(self, job: SmokeJob, run: SmokeRun, outputs: Arrays) -> SmokeVerdict:
@@ -200,6 +206,7 @@ class LoadRuns(CellRuns):
             served=self._digest_served(cell),
             gpu=f"{gpu.name or 'GPU'}, SM {gpu.sm / 10}" if gpu else host_processor(),
             steps=workload.steps,
+            contexts=workload.contexts,
             seed=workload.seed,
             series=load_series(run),
             gates=verdict.gates,

@@ -12,6 +12,8 @@
     client          a file beside job.json, whose Client asks in place of ort.py's own; null
                     where no session has I/O binding
     steps           runs of the model, one after another, that make one request
+    contexts        execution contexts of a plan, for which requests wait; null: one for each
+                    request under way
     series          the series of requests, in the order they are asked; at least one. Each has
         batch           the batch size
         concurrency     how many requests are under way at once
@@ -79,7 +81,8 @@ class SmokeJob:
     `served` is the ONNX file, or the plan; its folder is mounted read-only. `inputs` are those of
     the profile's optimum, whose batch size is `batch`; `inputs_at` makes those of another batch
     (`limits.batches`). `command` is the image's own smoke command, instead of planyard's script.
-    `source` is the ONNX file that a plan without weights is filled from. A request is `steps` runs.
+    `source` is the ONNX file that a plan without weights is filled from. A request is `steps` runs;
+    of a plan, at most `contexts` are executed at the same time.
     """
 
     cell: Cell
@@ -95,6 +98,7 @@ class SmokeJob:
     session: SessionSpec = field(default_factory=SessionSpec)
     source: Path | None = None
     steps: int = 1
+    contexts: int | None = None
     version_compatible: bool = False
 
     @property
@@ -138,6 +142,7 @@ def write_job(job: SmokeJob, work: Path, *, places: Places = Places()) -> None:
         "session": session_document(job.session, job.cell.backend),
         "client": _lay_client(job, work),
         "steps": job.steps,
+        "contexts": job.contexts,
         "series": series,
         "warmup": job.limits.warmup,
         "requests": job.limits.requests,

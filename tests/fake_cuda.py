@@ -185,6 +185,7 @@ class Engine:
         self.driver = driver
         self.told = layers if isinstance(layers, str) else json.dumps({"Layers": layers})
         self.executed: list[Executed] = []
+        self.contexts_made = 0
         self.meeting: threading.Barrier | None = None
 
     def get_tensor_name(self, index: int) -> str:
@@ -200,6 +201,7 @@ class Engine:
         return types.SimpleNamespace(name=self.kind)
 
     def create_execution_context(self) -> Context | None:
+        self.contexts_made += 1
         return None if self.no_context else Context(self)
 
     def create_engine_inspector(self) -> Any:

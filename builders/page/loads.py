@@ -25,7 +25,7 @@ class RunRow:
     """A run at one batch size and concurrency.
 
     `change` is the P50 of the run that is drawn against this one's, in percent; None where they
-    cannot be compared: another GPU, other steps, or not measured.
+    cannot be compared: another GPU, other steps or contexts, or not measured.
     """
 
     record: LoadRecord
@@ -174,7 +174,7 @@ def _drift(
 def _change(
     run: LoadRecord, then: LoadSeries, shown: LoadRecord, mine: LoadSeries | None
 ) -> float | None:
-    alike = (run.gpu, run.steps) == (shown.gpu, shown.steps)
+    alike = (run.gpu, run.steps, run.contexts) == (shown.gpu, shown.steps, shown.contexts)
     if run is shown or mine is None or not alike or then.p50_ms <= 0:
         return None
     return 100 * (mine.p50_ms / then.p50_ms - 1)

@@ -60,6 +60,8 @@ class LoadRecord(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str
     """The GPU's name and SM, or the host's processor for a CPU cell; no host name."""
     steps: _Count
+    contexts: _Count | None = None
+    """Execution contexts of a plan, where they are bounded: other requests waited for one."""
     seed: int
     series: Annotated[tuple[LoadSeries, ...], Meta(min_length=1)]
     gates: dict[str, Verdict | Literal["off"]] = {}

@@ -82,6 +82,9 @@ class Workload(_Part, frozen=True, kw_only=True):
     concurrency: Annotated[
         tuple[Annotated[int, Meta(ge=1, le=256)], ...], Meta(min_length=1, max_length=8)
     ] = (1,)
+    contexts: Annotated[int, Meta(ge=1, le=256)] | None = None
+    """Execution contexts of a plan: other requests wait for one, as behind a service's queue. Each
+    has device memory for the profile's largest batch. None: one for each request under way."""
     requests: Annotated[int, Meta(ge=5, le=100_000)] = 20
     """Timed requests of each batch size and concurrency."""
     warmup: Annotated[int, Meta(ge=0, le=10_000)] = 2

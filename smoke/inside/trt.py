@@ -18,6 +18,7 @@ import math
 import os
 import pathlib
 import platform
+import queue
 import re
 import sys
 import time
@@ -190,29 +191,35 @@ def fused_attention(trt, engine):
     return {"fused": len(found), "kinds": kinds, "how": how} if kernels else None
 
 
-def ask(cuda, clients, *, count, seconds=None):
-    """Make `count` requests, one after another by each client; their times in ms as they ended.
+def ask(cuda, clients, *, count, concurrency, seconds=None):
+    """Make `count` requests, so many at once; their times in ms as they ended.
 
-    After `seconds` no other one is begun, but for the first LEAST_REQUESTS.
+    Where clients are fewer, a request waits for one, and its time counts that. After `seconds` no
+    other one is begun, but for the first LEAST_REQUESTS.
     """
-    numbers, latencies, failures = iter(range(count)), [], []
+    numbers, latencies, failures, free = iter(range(count)), [], [], queue.SimpleQueue()
     deadline = time.perf_counter() + (seconds or math.inf)
+    for client in clients:
+        free.put(client)
 
-    def asks(client):
-        try:
-            cuda.enter()
-            for number in numbers:
-                begin = time.perf_counter()
-                if failures or (number >= LEAST_REQUESTS and begin > deadline):
-                    return
+    def asks(_):
+        cuda.enter()
+        for number in numbers:
+            begin = time.perf_counter()
+            if failures or (number >= LEAST_REQUESTS and begin > deadline):
+                return
+            client = free.get()
+            try:
                 client.request()
-                latencies.append(round((time.perf_counter() - begin) * 1000, 3))
-        except BaseException as error:
-            failures.append(error)
-            raise
+            except BaseException as error:
+                failures.append(error)
+                raise
+            finally:
+                free.put(client)  # somebody may be waiting for it
+            latencies.append(round((time.perf_counter() - begin) * 1000, 3))
 
-    with concurrent.futures.ThreadPoolExecutor(len(clients)) as threads:
-        list(threads.map(asks, clients))
+    with concurrent.futures.ThreadPoolExecutor(concurrency) as threads:
+        list(threads.map(asks, range(concurrency)))
     return latencies
 
 
@@ -227,11 +234,12 @@ def answer(cuda, clients, job, folder):
         if number == 0:  # the first of all, and the one whose outputs are kept
             asking[0].request()
             outputs, warmup = asking[0].write_outputs(pathlib.Path(job["out"])), max(0, warmup - 1)
-        ask(cuda, asking, count=warmup)
+        ask(cuda, asking, count=warmup, concurrency=concurrency)
         before = reference.times_ms()
         begins = time.time()
         began = began or begins
-        latencies = ask(cuda, asking, count=job["requests"], seconds=job["series_seconds"])
+        count, seconds = job["requests"], job["series_seconds"]
+        latencies = ask(cuda, asking, count=count, concurrency=concurrency, seconds=seconds)
         answered_at = time.time()
         last = number + 1 == len(job["series"])
         while last and time.time() < began + job.get("least_seconds", 0):  # NVML has to see it
@@ -347,7 +355,8 @@ def run(job, folder):
     cuda, log = Cuda(), trt.Logger(trt.Logger.WARNING)
     engine = load_plan(trt, job, log)
     at_once = max(series["concurrency"] for series in job["series"])
-    clients = [Client(trt, cuda, engine, job.get("steps", 1)) for _ in range(at_once)]
+    contexts = min(at_once, job.get("contexts") or at_once)
+    clients = [Client(trt, cuda, engine, job.get("steps", 1)) for _ in range(contexts)]
     outputs, series, began, ended = answer(cuda, clients, job, folder)
     return {
         "providers_asked": job["providers"],

@@ -112,6 +112,7 @@ class Asked:
     limits: SmokeLimits = field(default_factory=SmokeLimits)
     batch: int | None = None
     steps: int = 1
+    contexts: int | None = None
     seed: int | None = None
     gates_off: tuple[str, ...] = ()
     tolerance_of: Precision | None = None
@@ -214,6 +215,7 @@ class Bench:
             gpu=gpu,
             batch=batch,
             steps=asked.steps,
+            contexts=asked.contexts,
         )
 
     def _limits(self, subject: Subject, cell: Cell, asked: Asked) -> Limits:

@@ -149,6 +149,7 @@ class LoadRow(msgspec.Struct, frozen=True, kw_only=True):
     workload: str
     served: str
     steps: int
+    contexts: int | None = None
     seed: int
     pictures: int
     concurrency: int

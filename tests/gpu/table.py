@@ -106,10 +106,12 @@ def _details(item: Item) -> Iterator[str]:
 
 
 def _loads(item: Item) -> Iterator[str]:
-    yield "| workload | steps | pictures | at once | P50 | P95 | pictures/s | GPU | memory |"
-    yield "|---|---|---|---|---|---|---|---|---|"
+    names = ("workload", "steps", "pictures", "at once", "contexts", "P50", "P95")
+    yield f"| {' | '.join((*names, 'pictures/s', 'GPU', 'memory'))} |"
+    yield "|---|---|---|---|---|---|---|---|---|---|"
     for row in item.loads:
-        start = f"| {row.workload} | {row.steps} | {row.pictures} | {row.concurrency} |"
+        asked = (row.workload, row.steps, row.pictures, row.concurrency)
+        start = f"| {' | '.join(map(str, (*asked, row.contexts or row.concurrency)))} |"
         if row.series is None:
             yield f"{start} {_cell(row.why)} | | | | |"
             continue

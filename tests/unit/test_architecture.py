@@ -22,7 +22,7 @@ MODULE_LINES = 320
 ONE_FILE = {
     "images/admit.py": 1150,
     "smoke/inside/ort.py": 330,
-    "smoke/inside/trt.py": 390,
+    "smoke/inside/trt.py": 400,
 }
 """Files that go into an image alone: what they need has to be in them."""
 FUNCTION_LINES = 60

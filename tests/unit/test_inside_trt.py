@@ -441,6 +441,17 @@ def test_requests_go_on_untimed_until_nvml_must_have_seen_them(room: Room) -> No
     assert len(room.engine.executed) == (1 + 6) + (1 + 6) + 3
 
 
+@pytest.mark.parametrize(("contexts", "made"), [(None, 3), (2, 2), (5, 3)])
+def test_requests_wait_for_one_of_the_contexts(room: Room, contexts: int | None, made: int) -> None:
+    room.job |= {"contexts": contexts, "requests": 12}
+    room.job["series"] = [{**room.job["series"][0], "concurrency": 3}]
+    assert room.run() == 0
+    assert len(room.report().series[0].latencies_ms) == 12
+    used = {id(each.context) for each in room.engine.executed}
+    assert 1 <= len(used) <= made
+    assert room.engine.contexts_made == made
+
+
 def test_a_machine_without_a_driver_says_so(room: Room) -> None:
     room.driver = None
     assert "libcuda.so.1: no such library" in room.failed()

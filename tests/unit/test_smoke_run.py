@@ -114,6 +114,7 @@ def test_a_job_has_no_path_of_this_machine(job: SmokeJob, scratch: Path) -> None
         "session": session_document(job.session, job.cell.backend),
         "client": None,
         "steps": 1,
+        "contexts": None,
         "series": [{"batch": 1, "concurrency": 1, "inputs": {"x": X_FILE}}],
         "warmup": 2,
         "requests": 2,
