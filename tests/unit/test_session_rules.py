@@ -87,7 +87,7 @@ def test_a_cpu_image_has_no_options_of_the_gpu(field: str) -> None:
     assert only.endswith("onnxruntime-cpu has no GPU: remove it")
 
 
-@pytest.mark.parametrize("field", GPU_ONLY.keys() - {"pinned_memory"})
+@pytest.mark.parametrize("field", sorted(GPU_ONLY.keys() - {"pinned_memory"}))
 def test_options_of_cuda_need_its_provider(field: str) -> None:
     session = {"providers": (TENSORRT,), "io_binding": True, field: GPU_ONLY[field]}
     [only] = broken("onnxruntime-cuda", **session)
