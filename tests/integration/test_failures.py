@@ -114,8 +114,8 @@ TENSORRT = """
   trt:
     backend: tensorrt
     base: slim
-    target: ort-cpu
-    lock: images/locks/ort-cpu.txt
+    target: rtx
+    lock: images/locks/rtx.txt
     compiler: rtx-compiler
     python: /usr/bin/python3.11
 
