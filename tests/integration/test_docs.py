@@ -56,7 +56,7 @@ PAGES = {
         world="default",
         means={
             "sha256:7783b2e0d711": "{rtx}",
-            "sha256:a172e07d2f7f": "{cpu}",
+            "sha256:29048df12e7c": "{cpu}",
             "s3://plans/team": "{far}",
             # The third image has 1.3 GB to send, and all this shows nothing that one cell does not.
             "planyard build": "planyard build --select 'rtx/*/640/*' --select 'ort-cpu/*/640/*'",
