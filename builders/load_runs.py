@@ -7,7 +7,7 @@ else. A GPU cell has never been measured by this on a GPU, only its gates and fi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,7 @@ import planyard
 from builders.cell_runs import CellRuns
 from builders.making_images import make_missing_images
 from builders.measuring import Instruments
-from builders.models import FetchedModel, fetch_model
-from builders.pipeline import Build, make_plans
+from builders.pipeline import Build, Models, make_plans
 from builders.workloads import LoadOrder
 from builders.workspace import Workspace
 from engines.loads import put_load
@@ -100,32 +99,16 @@ def make_what_is_missing(
         for failure in work.failures:
             message = f"{failure.cell}: {failure.message}"
             raise PlanCompileError(message, log_tail=failure.log_tail)
+    models = Models(work)
     return LoadRuns(
         matrix=loaded.matrix,
         workspace=workspace,
         images=work.images,
-        models=_models(loaded, cells, workspace=workspace),
+        models={cell.model: models[cell.model] for cell in cells},
         plans=work.plans,
         converted=work.converted,
         waiting={each.cell: each.reason for each in work.waiting},
     )
-
-
-def _models(
-    loaded: LoadedMatrix, cells: Iterable[Cell], *, workspace: Workspace
-) -> dict[str, FetchedModel]:
-    found = {}
-    for name in dict.fromkeys(cell.model for cell in cells):
-        with workspace.console.step(f"fetch model {name}") as now, workspace.outside.running():
-            found[name] = fetch_model(
-                name,
-                loaded.matrix.models[name],
-                root=workspace.root,
-                cache=workspace.cache,
-                network=True,
-                report=now.update,
-            )
-    return found
 
 
 @dataclass(kw_only=True)

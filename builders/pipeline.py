@@ -39,7 +39,7 @@ from planyard.core.report import BuildReport, PlanFailure, SnapshotWritten, Wait
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
 from planyard.edge.gpu import LocalGpu, local_gpus
 
-__all__ = ["AWAITING_GPU", "STEPS", "Build", "build", "check_selection", "start_build"]
+__all__ = ["AWAITING_GPU", "STEPS", "Build", "Models", "build", "check_selection", "start_build"]
 
 _NO_COMPILER = "awaiting a GPU runner: its compiler image was not handed over"
 
@@ -137,7 +137,7 @@ def make_plans(work: Build) -> None:
         work.cells,
         matrix=work.matrix,
         compilers=work.compilers,
-        models=_Models(work),
+        models=Models(work),
         workspace=work.workspace,
         sharing=work.sharing,
     )
@@ -254,7 +254,7 @@ def smoke_cells(work: Build) -> None:
         workspace=work.workspace,
         all_cells=work.all_cells,
         images=work.images,
-        models=_Models(work),
+        models=Models(work),
         plans=work.plans,
         converted=work.converted,
     )
@@ -284,7 +284,7 @@ STEPS: dict[str, Callable[[Build], None]] = {
 }
 
 
-class _Models(dict[str, FetchedModel]):
+class Models(dict[str, FetchedModel]):
     """Models, fetched when first asked for: a build with nothing to do reads none."""
 
     def __init__(self, work: Build) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import msgspec
 
+from engines.entries import decode_entry
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, is_digest
 from planyard.core.errors import IntegrityError
@@ -64,11 +65,7 @@ def fetch_conversion(store: Store, record: ConversionRecord, folder: Path) -> No
 
 
 def _checked(document: bytes, conversion: str) -> ConversionRecord:
-    try:
-        record = _RECORD.decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        said = f"an entry in the index of {CONVERSIONS} cannot be read: {error}"
-        raise IntegrityError(said) from error
+    record = decode_entry(_RECORD, document, kind=CONVERSIONS)
     is_sound = all(_NAME.fullmatch(name) for name in record.files)
     is_sound = is_sound and all(is_digest(digest) for digest in record.files.values())
     if record.conversion != conversion or not is_sound:

@@ -8,10 +8,10 @@ damage.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
 
 import msgspec
 
+from engines.entries import decode_entry
 from engines.snapshot import Snapshot, from_json, to_json
 from engines.store.manifest import MANIFEST_LIMIT_BYTES, Manifest, manifest_from_bytes
 from engines.store.protocol import Store
@@ -23,7 +23,6 @@ PLANS = "plans"
 IMAGES = "images"
 SNAPSHOTS = "snapshots"
 
-_Record = TypeVar("_Record")
 _PLAN = msgspec.json.Decoder(PlanRecord)
 _IMAGE = msgspec.json.Decoder(ImageRecord)
 
@@ -105,14 +104,14 @@ def snapshots_of_image(store: Store, image_digest: str) -> tuple[Snapshot, ...]:
 
 def _plans(store: Store, recipe: str) -> Iterator[PlanRecord]:
     for document in store.entries(PLANS, recipe):
-        plan = _decode(_PLAN, document, kind=PLANS)
+        plan = decode_entry(_PLAN, document, kind=PLANS)
         _require_key(plan.recipe, recipe, kind=PLANS)
         yield plan
 
 
 def _images(store: Store, recipe: str) -> Iterator[ImageRecord]:
     for document in store.entries(IMAGES, recipe):
-        image = _decode(_IMAGE, document, kind=IMAGES)
+        image = decode_entry(_IMAGE, document, kind=IMAGES)
         _require_key(image.recipe, recipe, kind=IMAGES)
         yield image
 
@@ -134,10 +133,3 @@ def _require_blobs(store: Store, digests: Iterable[str], *, of: str) -> None:
 def _require_key(found: str, key: str, *, kind: str) -> None:
     if found != key:
         raise IntegrityError(f"an entry of {found} lies under {key} in the index of {kind}")
-
-
-def _decode(decoder: msgspec.json.Decoder[_Record], document: bytes, *, kind: str) -> _Record:
-    try:
-        return decoder.decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise IntegrityError(f"an entry in the index of {kind} cannot be read: {error}") from error

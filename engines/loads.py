@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
+from engines.entries import decode_entry
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json
 from planyard.core.errors import IntegrityError, StoreError
@@ -41,10 +42,7 @@ def loads_of_image(store: Store, image: str) -> tuple[LoadRecord, ...]:
 
 def load_from_bytes(document: bytes, *, image: str) -> LoadRecord:
     """Read an entry; raises IntegrityError for what is none, or is of another image."""
-    try:
-        record = _RECORD.decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise IntegrityError(f"an entry in the index of {LOADS} cannot be read: {error}") from error
+    record = decode_entry(_RECORD, document, kind=LOADS)
     if record.image != image:
         raise IntegrityError(f"an entry of {record.image} lies under {image} in {LOADS}")
     return record

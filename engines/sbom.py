@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
+from engines.entries import decode_entry
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_bytes
 from planyard.core.errors import IntegrityError, LookupMissError, StoreError
@@ -101,10 +102,7 @@ def _described(name: str, data: bytes) -> SbomDocument:
 
 def sbom_from_bytes(document: bytes, *, image: str) -> SbomRecord:
     """Read an entry; raises IntegrityError for what is none, or is of another image."""
-    try:
-        record = _RECORD.decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise IntegrityError(f"an entry in the index of {SBOMS} cannot be read: {error}") from error
+    record = decode_entry(_RECORD, document, kind=SBOMS)
     if record.image != image:
         raise IntegrityError(f"an entry of {record.image} lies under {image} in {SBOMS}")
     return record

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import msgspec
 
+from engines.entries import decode_entry
 from engines.store.protocol import Store
 from planyard.core.digest import canonical_json, digest_of_value, is_digest
 from planyard.core.errors import IntegrityError
@@ -90,11 +91,7 @@ def put_timings(
 
 def timings_from_bytes(document: bytes) -> TimingRecord:
     """The record of an entry; raises IntegrityError when it is none."""
-    try:
-        record = _RECORD.decode(document)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        said = f"an entry in the index of {TIMINGS} cannot be read: {error}"
-        raise IntegrityError(said) from error
+    record = decode_entry(_RECORD, document, kind=TIMINGS)
     if not all(is_digest(each) for each in (record.digest, *record.combines)):
         raise IntegrityError(f"an entry in the index of {TIMINGS} names what is no digest")
     return record

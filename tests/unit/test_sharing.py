@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from builders import shared_conversion as conversion_module
@@ -366,6 +367,20 @@ def test_a_plan_that_only_the_near_store_has_is_sent(mirrored: MirroredStore) ->
     [found] = index.plans_of_recipe(mirrored, made.recipe)
     assert is_sent(mirrored, index.PLANS, found)
     send_plan(mirrored.near, found)  # nowhere to send it to
+
+
+def test_what_belongs_to_a_plan_is_sent_with_it(mirrored: MirroredStore) -> None:
+    plain = kept_store.put_plan(mirrored.near, 1)
+    said, times = b'{"Layers": [{}]}', b"times"
+    for data in (said, times):
+        mirrored.near.put_blob(digest_of_bytes(data), [data])
+    made = msgspec.structs.replace(
+        plain, inspector=digest_of_bytes(said), timing_cache=digest_of_bytes(times)
+    )
+    index.put_plan(mirrored.near, made)
+    send_plan(mirrored, made)
+    assert index.plans_of_recipe(mirrored.far, made.recipe) == (made,)
+    assert all(map(mirrored.far.has_blob, index.blobs_of_plan(made)))
 
 
 def test_an_image_that_only_the_near_store_has_is_sent_and_not_built(tmp_path: Path) -> None:

@@ -14,9 +14,11 @@ import pytest
 
 from builders.loading import load
 from builders.smoking import Smoking, digest_of_judge
+from engines.recipe import Conversion, PlanRecipe, recipe_inputs
 from planyard.core.digest import digest_of_bytes
 from planyard.core.errors import IntegrityError
 from planyard.core.findings import failures
+from planyard.core.matrix_runtime import TensorRtBuild
 from planyard.core.matrix_smoke import GateChange, UtilizationFloor
 from planyard.core.reader import LoadedMatrix
 from planyard.core.results import ImageRecord, PlanRecord, SmokeVerdict
@@ -275,6 +277,36 @@ def test_a_plan_is_served_verified_and_alone(place: Place) -> None:
     place.workspace.engine().runner = runner
     assert place.smoke(RTX_8, plans={RTX_8: record}, gpus=(ADA,)).verdict == "passed"
     assert seen == [plan]
+
+
+@pytest.mark.parametrize("was_converted", [False, True])
+def test_a_plan_without_weights_needs_the_model_it_was_made_from(
+    place: Place, was_converted: bool
+) -> None:
+    matrix = place.loaded.matrix
+    image = msgspec.structs.replace(
+        matrix.images["rtx"], backend="tensorrt", tensorrt=TensorRtBuild(refit_identical=True)
+    )
+    changed = msgspec.structs.replace(matrix, images={**matrix.images, "rtx": image})
+    digest = digest_of_bytes(b"x")
+    recipe = PlanRecipe(
+        model=digest,
+        backend="tensorrt",
+        version="11.2.1.2",
+        builder_image=digest,
+        script=digest,
+        sm_targets=(89,),
+        profile={},
+        precision="fp16",
+        workspace_bytes=1,
+        conversion=Conversion(script=digest, packages={}) if was_converted else None,
+    )
+    record = msgspec.structs.replace(plan_record(place, b"a plan"), inputs=recipe_inputs(recipe))
+    smoking = place.smoking(matrix=changed, plans={RTX_8: record}, gpus=(ADA,))
+    cell = msgspec.structs.replace(small_site.cells_of(place.loaded)[RTX_8], backend="tensorrt")
+    verdict = smoking.smoke(cell)
+    assert ("has no weights" in verdict.reason) is was_converted
+    assert bool(place.ran) is not was_converted
 
 
 def plan_record(place: Place, plan: bytes) -> PlanRecord:
